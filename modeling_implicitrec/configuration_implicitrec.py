@@ -1,0 +1,111 @@
+"""The configuration of an implicitrec model: sizes, evidence terms, priors and loss."""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+SEQUENCE_MIXERS = ("attention", "gru", "convolution")
+LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
+HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation"}
+
+
+@strict
+class ImplicitRecConfig(PreTrainedConfig):
+    """Configuration of [`ImplicitRecModel`] and [`ImplicitRecForScoring`].
+
+    Args:
+        vocab_size: item tokens including the padding token 0, so number of items + 1.
+        num_event_types: event type ids including 0, which means "none or unknown".
+        hidden_size: width of the embeddings and of every block.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads of the attention mixer; divides `hidden_size`.
+        intermediate_size: inner width of the gated MLP.
+        hidden_dropout_prob: dropout on embeddings and on each block's output.
+        attention_probs_dropout_prob: dropout on attention probabilities.
+        max_position_embeddings: longest history, in events.
+        sequence_mixer: `"attention"`, `"gru"` or `"convolution"`.
+        convolution_kernel_size: events that one causal convolution sees.
+        num_time_buckets: log-spaced buckets of the gap between two events.
+        num_weight_bins: soft bins of the log weight in the input embedding.
+        use_item_bias: adds a learned bias per item to the scores.
+        use_query_time: lets the time of asking feed the copy term (off: the last event's time).
+        copy_prior: adds a learned log-scaled count of the user's own weighted history.
+        num_cooccurrences: neighbours stored per item for the co-occurrence prior (0: no prior).
+        cooccurrence_context: how many of the last events the co-occurrence prior reads.
+        loss_type: `"softmax"`, `"sampled_softmax"`, `"bce"` or `"gbce"` for next-item labels.
+        num_negatives: shared negatives of the sampled losses.
+        gbce_calibration: t of gBCE (Petrov and Macdonald, 2023); 0 is plain BCE.
+        label_smoothing: share of the target spread evenly over the catalogue (full softmax).
+        loss_chunk_size: labelled positions whose logits exist at one time.
+        vocabulary_fingerprint: of the processor's vocabulary that the item table belongs to.
+
+    Raises:
+        ValueError: for an unknown key or sizes that do not fit together.
+
+    >>> ImplicitRecConfig(vocab_size=101, hidden_size=32).hidden_size
+    32
+    """
+
+    model_type = "implicitrec"
+
+    vocab_size: int = 1001
+    num_event_types: int = 1
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 128
+    hidden_dropout_prob: float | int = 0.2
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 50
+    sequence_mixer: str = "attention"
+    convolution_kernel_size: int = 5
+    num_time_buckets: int = 32
+    num_weight_bins: int = 16
+    use_item_bias: bool = True
+    use_query_time: bool = False
+    copy_prior: bool = False
+    num_cooccurrences: int = 0
+    cooccurrence_context: int = 3
+    loss_type: str = "softmax"
+    num_negatives: int = 256
+    gbce_calibration: float | int = 0.75
+    label_smoothing: float | int = 0.0
+    loss_chunk_size: int = 1024
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    vocabulary_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs):
+        known = {f.name for f in fields(PreTrainedConfig)} | HUB_KEYS
+        unknown = sorted(k for k in kwargs if k not in known and not k.startswith("_"))
+        if unknown:
+            own = sorted(f.name for f in fields(type(self)) if f.name not in known)
+            raise ValueError(f"unknown configuration keys {unknown}; the known ones are {own}")
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self):
+        """Raise `ValueError` where sizes or choices do not fit together."""
+        positive = ("hidden_size", "num_attention_heads", "intermediate_size", "num_event_types")
+        positive += ("max_position_embeddings", "num_time_buckets", "num_negatives")
+        positive += ("loss_chunk_size", "cooccurrence_context", "convolution_kernel_size")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.vocab_size < 2:
+            raise ValueError(f"vocab_size counts padding and items: at least 2, got {self.vocab_size}")
+        if self.num_weight_bins < 2:
+            raise ValueError(f"num_weight_bins must be at least 2, got {self.num_weight_bins}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.sequence_mixer not in SEQUENCE_MIXERS:
+            raise ValueError(
+                f"sequence_mixer must be one of {SEQUENCE_MIXERS}, got {self.sequence_mixer!r}"
+            )
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type must be one of {LOSS_TYPES}, got {self.loss_type!r}")

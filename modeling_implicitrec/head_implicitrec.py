@@ -1,0 +1,154 @@
+"""The scoring head: hidden state against the item table, plus learned-scale count priors."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_implicitrec import ImplicitRecConfig
+
+
+def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
+    """Bucket of a gap in seconds (or events): `2 * log2(1 + gap)`, clipped; 0 for no gap."""
+    return (2 * torch.log2(1 + gaps.clamp_min(0).float())).long().clamp_max(num_buckets - 1)
+
+
+class CopyPrior(nn.Module):
+    """A count of the user's own history: each event adds its weight, faded by its age.
+
+    The count of item v at position i is `sum over j <= i with item v of w_j * exp(k[age bucket])`;
+    it enters the score as `(scale + scale_v) * log(1 + sharpness * count)`.
+    """
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.num_buckets = config.num_time_buckets
+        self.time_kernel = nn.Parameter(torch.zeros(2 * config.num_time_buckets))
+        self.distance_kernel = nn.Parameter(torch.zeros(config.num_time_buckets))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.item_scale = nn.Embedding(config.vocab_size, 1)
+
+    def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Source tokens and values, both `[positions, length]`."""
+        ids, weights, columns = history["input_ids"], history["weights"], history["columns"]
+        distance = columns[:, None] - torch.arange(ids.shape[1], device=ids.device)
+        log_kernel = self.distance_kernel[log_buckets(distance, self.num_buckets)]
+        if "timestamps" in history:
+            age = history["query_time"][:, None] - history["timestamps"]
+            log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
+        return ids, weights * (distance >= 0) * log_kernel.clamp_max(10).exp()
+
+    def transform(self, counts: Tensor, item_scale: Tensor) -> Tensor:
+        """The term added to the scores."""
+        return (self.scale + item_scale) * torch.log1p(self.log_sharpness.exp() * counts)
+
+
+class CooccurrencePrior(nn.Module):
+    """Counts of what followed the last few items in training, read from a stored table.
+
+    While training, the pair that is the label's own is taken out of the count, so that the prior
+    never sees the answer.
+    """
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        shape = (config.vocab_size, config.num_cooccurrences)
+        self.context = config.cooccurrence_context
+        self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
+        self.register_buffer("counts", torch.zeros(shape))
+        self.log_gap_weight = nn.Parameter(-torch.log(torch.arange(1.0, self.context + 1)))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+
+    def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Source tokens and values, both `[positions, context * neighbours]`."""
+        ids, columns = history["input_ids"], history["columns"]
+        gaps = torch.arange(self.context, device=ids.device)
+        at = columns[:, None] - gaps
+        present = (at >= 0) & (history["weights"].gather(1, at.clamp_min(0)) > 0)
+        last = ids.gather(1, at.clamp_min(0)) * present
+        items, counts = self.items[last].long(), self.counts[last]
+        if self.training and "labels" in history:
+            own = items == history["labels"][:, None, None]
+            counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
+        values = counts * (self.log_gap_weight.exp()[None, :, None] * present[:, :, None])
+        return items.flatten(1), values.flatten(1)
+
+    def transform(self, counts: Tensor) -> Tensor:
+        """The term added to the scores."""
+        return self.scale * torch.log1p(self.log_sharpness.exp() * counts)
+
+
+class ItemHead(nn.Module):
+    """Scores `[positions, items]` or `[positions, candidates]` of hidden states."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.vocab_size = config.vocab_size
+        self.item_bias = nn.Embedding(config.vocab_size, 1) if config.use_item_bias else None
+        self.copy = CopyPrior(config) if config.copy_prior else None
+        self.cooccurrence = CooccurrencePrior(config) if config.num_cooccurrences else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        table: Tensor,
+        history: dict[str, Tensor],
+        candidate_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Scores; the padding token's is the lowest number.
+
+        Args:
+            hidden: `[positions, hidden_size]`.
+            table: `[vocab_size, hidden_size]`.
+            history: see [`gather_history`].
+            candidate_ids: `[candidates]` for all or `[positions, candidates]`.
+        """
+        scores = _match(hidden, table, candidate_ids)
+        at = slice(None) if candidate_ids is None else candidate_ids
+        if self.item_bias is not None:
+            scores = scores + self.item_bias.weight[at, 0]
+        if self.copy is not None:
+            counts = self._collect(*self.copy(history), candidate_ids)
+            scores = scores + self.copy.transform(counts, self.copy.item_scale.weight[at, 0])
+        if self.cooccurrence is not None:
+            counts = self._collect(*self.cooccurrence(history), candidate_ids)
+            scores = scores + self.cooccurrence.transform(counts)
+        lowest = torch.finfo(scores.dtype).min
+        if candidate_ids is None:
+            return torch.cat([torch.full_like(scores[:, :1], lowest), scores[:, 1:]], dim=1)
+        return scores.masked_fill(candidate_ids == 0, lowest)
+
+    def _collect(self, source: Tensor, values: Tensor, candidate_ids: Tensor | None) -> Tensor:
+        """Add up `values` by item: `[positions, vocab_size]` or `[positions, candidates]`."""
+        if candidate_ids is None:
+            empty = values.new_zeros(len(source), self.vocab_size)
+            return empty.scatter_add(1, source, values)
+        candidates = candidate_ids if candidate_ids.dim() == 2 else candidate_ids[None, :]
+        same = source[:, None, :] == candidates[:, :, None]
+        return (same * values[:, None, :]).sum(2)
+
+
+def _match(hidden: Tensor, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
+    if candidate_ids is None:
+        return F.linear(hidden, table)
+    if candidate_ids.dim() == 1:
+        return F.linear(hidden, table[candidate_ids])
+    return torch.einsum("ph,pch->pc", hidden, table[candidate_ids])
+
+
+def gather_history(
+    batch: dict[str, Tensor | None], rows: Tensor, columns: Tensor
+) -> dict[str, Tensor]:
+    """What the priors read at each position: its row's events up to the column."""
+    history = {
+        "input_ids": batch["input_ids"][rows],
+        "weights": batch["weights"][rows],
+        "columns": columns,
+    }
+    if batch["timestamps"] is not None:
+        history["timestamps"] = batch["timestamps"][rows]
+        last = history["timestamps"].gather(1, columns[:, None])[:, 0]
+        asked = batch["query_time"]
+        history["query_time"] = last if asked is None else asked[rows]
+    return history

@@ -1,0 +1,174 @@
+"""The layers of the body: norm, evidence bias, the three sequence mixers, MLP and block."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .head_implicitrec import log_buckets
+
+BETA_STEP = 10.0  # the weight exponent learns this many times faster than the other parameters
+
+
+class ImplicitRecRMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.eps = config.rms_norm_eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class WeightEmbedding(nn.Module):
+    """Embeds the log of an event's weight by linear interpolation between two bins."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.bins = nn.Embedding(config.num_weight_bins, config.hidden_size)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        last = self.bins.num_embeddings - 1
+        place = (weights.clamp(1e-3, 1e3).log10() / 6 + 0.5) * last  # [batch, length]
+        low = place.floor().clamp(0, last - 1)
+        share = (place - low).unsqueeze(-1).to(self.bins.weight.dtype)
+        low = low.long()
+        return (1 - share) * self.bins(low) + share * self.bins(low + 1)
+
+
+class EvidenceBias(nn.Module):
+    """Attention bias `position(i - j) + time(log bucket of t_i - t_j) + beta_h * log w_j`.
+
+    At `beta_h = 1` an event of weight w counts as w copies of it, and one of weight 0 is masked:
+    the weights generalise the attention mask.
+    """
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        heads = config.num_attention_heads
+        self.num_buckets = config.num_time_buckets
+        self.position = nn.Embedding(config.max_position_embeddings, heads)
+        self.time = nn.Embedding(2 * config.num_time_buckets, heads)
+        self.beta = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, weights: Tensor, timestamps: Tensor | None) -> Tensor:
+        """`[batch, heads, length, length]`; the lowest number where a query may not look."""
+        present = weights > 0
+        order = present.cumsum(1) - 1  # absent events take no place
+        distance = order[:, :, None] - order[:, None, :]
+        bias = self.position(distance.clamp(0, self.position.num_embeddings - 1))
+        if timestamps is not None:
+            gaps = timestamps[:, :, None] - timestamps[:, None, :]
+            bias = bias + self.time(log_buckets(gaps, self.time.num_embeddings))
+        log_weight = weights.clamp_min(1e-9).log()[:, None, None, :]
+        beta = (1 + BETA_STEP * self.beta)[None, :, None, None]
+        bias = bias.permute(0, 3, 1, 2) + beta * log_weight
+        length = weights.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
+        allowed = causal & present[:, None, None, :]
+        return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """The reference attention that the fused ones must agree with."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class AttentionMixer(nn.Module):
+    """Causal multi-head attention with an additive evidence bias."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.is_causal = False
+
+    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor) -> Tensor:
+        batch, length, size = hidden.shape
+        qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, length, head_size]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        mixed, _ = attend(
+            self, query, key, value, bias, scaling=self.head_size**-0.5, dropout=dropout
+        )
+        return self.o_proj(mixed.reshape(batch, length, size))
+
+
+class GRUMixer(nn.Module):
+    """A gated recurrent unit (Hidasi et al., 2016); absent events enter as zeros."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.gru = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
+
+    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
+        return self.gru(hidden * present.unsqueeze(-1))[0]
+
+
+class ConvolutionMixer(nn.Module):
+    """A causal gated convolution over events; absent events enter as zeros."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.reach = config.convolution_kernel_size - 1
+        self.conv = nn.Conv1d(config.hidden_size, 2 * config.hidden_size, self.reach + 1)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
+        channels = (hidden * present.unsqueeze(-1)).transpose(1, 2)
+        mixed = F.glu(self.conv(F.pad(channels, (self.reach, 0))), dim=1)
+        return self.o_proj(mixed.transpose(1, 2))
+
+
+MIXERS = {"attention": AttentionMixer, "gru": GRUMixer, "convolution": ConvolutionMixer}
+
+
+class ImplicitRecMLP(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class ImplicitRecBlock(GradientCheckpointingLayer):
+    """Pre-norm block: mixer, then MLP."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.mixer_norm = ImplicitRecRMSNorm(config)
+        self.mixer = MIXERS[config.sequence_mixer](config)
+        self.mlp_norm = ImplicitRecRMSNorm(config)
+        self.mlp = ImplicitRecMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
+        hidden = hidden + self.dropout(self.mixer(self.mixer_norm(hidden), present, bias))
+        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))

@@ -1,0 +1,131 @@
+"""Weighted losses over labelled positions whose logits exist only in chunks."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def normalised_label_weights(label_weights: Tensor | None, count: int, like: Tensor) -> Tensor:
+    """Weights that sum to one: `w / sum(w)`; even where none are given or all are zero.
+
+    Args:
+        label_weights: `[positions]`, not negative, or `None`.
+        count: number of labelled positions.
+        like: a tensor whose device is used.
+    """
+    even = torch.full((count,), 1.0 / max(count, 1), device=like.device)
+    if label_weights is None:
+        return even
+    weights = label_weights.float().clamp_min(0)
+    total = weights.sum()
+    return torch.where(total > 0, weights / total.clamp_min(1e-12), even)
+
+
+def softmax_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy over the whole catalogue, `-log softmax(logits)[label]`, `[positions]`."""
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+def sampled_softmax_loss(
+    positive: Tensor, negatives: Tensor, positive_log_q: Tensor, negative_log_q: Tensor
+) -> Tensor:
+    """Softmax over the label and sampled negatives with the logQ correction, `[positions]`.
+
+    Each logit is reduced by the log of the expected number of times its item is drawn
+    (Bengio and Senecal, 2008; Yi et al., 2019), which makes the gradient that of the full softmax
+    in expectation. A negative equal to the label is to be passed as `-inf`.
+
+    Args:
+        positive: `[positions]` logit of the label.
+        negatives: `[positions, negatives]` logits.
+        positive_log_q: `[positions]`; negative_log_q: `[negatives]`.
+    """
+    corrected = torch.cat(
+        [(positive - positive_log_q)[:, None], negatives - negative_log_q[None, :]], dim=1
+    )
+    return torch.logsumexp(corrected, dim=1) - corrected[:, 0]
+
+
+def gbce_loss(positive: Tensor, negatives: Tensor, beta: float) -> Tensor:
+    """`-(beta * log sigmoid(s+) + sum log(1 - sigmoid(s-)) / 1)`, `[positions]`.
+
+    With `beta = 1` it is binary cross-entropy; gBCE (Petrov and Macdonald, 2023, eq. 10) sets
+    `beta = a * (t * (1 - 1/a) + 1/a)` for a negative sampling rate `a` and calibration `t`.
+    """
+    return -(beta * F.logsigmoid(positive) + F.logsigmoid(-negatives).sum(1))
+
+
+def gbce_beta(num_negatives: int, num_items: int, calibration: float) -> float:
+    """The exponent of gBCE for `num_negatives` drawn from `num_items` items."""
+    rate = min(1.0, num_negatives / max(num_items - 1, 1))
+    return rate * (calibration * (1 - 1 / rate) + 1 / rate)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Computes each chunk's gradient in the forward pass, so that no chunk's logits are kept."""
+
+    @staticmethod
+    def forward(ctx, chunk_loss, chunk_size, positions, parameters_at, *tensors):
+        wants = [t.requires_grad for t in tensors]
+        per_position, parameters = tensors[:parameters_at], tensors[parameters_at:]
+        grads = [torch.zeros_like(t) if want else None for t, want in zip(tensors, wants)]
+        total = tensors[0].new_zeros((), dtype=torch.float32)
+        shared = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
+        for start in range(0, positions, chunk_size):
+            rows = slice(start, start + chunk_size)
+            parts = [t.detach()[rows].requires_grad_(t.requires_grad) for t in per_position]
+            with torch.enable_grad():
+                loss = chunk_loss(rows, *parts, *shared)
+            leaves = [leaf for leaf, want in zip([*parts, *shared], wants) if want]
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
+            _add_gradients(grads, wants, found, rows, parameters_at)
+            total += loss.detach()
+        ctx.save_for_backward(*[g for g in grads if g is not None])
+        ctx.wants = wants
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        saved = iter(ctx.saved_tensors)
+        return (None, None, None, None) + tuple(
+            next(saved) * grad_output if want else None for want in ctx.wants
+        )
+
+
+def _add_gradients(grads, wants, found, rows, parameters_at):
+    wanted = [i for i, want in enumerate(wants) if want]
+    for index, gradient in zip(wanted, found):
+        if gradient is None:
+            continue
+        if index < parameters_at:
+            grads[index][rows] = gradient
+        else:
+            grads[index] += gradient
+
+
+def chunked_loss(
+    chunk_loss: Callable[..., Tensor],
+    per_position: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    chunk_size: int,
+) -> Tensor:
+    """Sum `chunk_loss` over chunks of positions in memory bounded by one chunk.
+
+    Args:
+        chunk_loss: called as `chunk_loss(rows, *parts, *parameters)`, `rows` a slice; gives a
+            scalar that is already weighted, so that chunks add up.
+        per_position: tensors whose first dimension is the positions.
+        parameters: tensors shared by all chunks; all that need a gradient must be named.
+        chunk_size: positions a chunk.
+    """
+    positions = per_position[0].shape[0]
+    tensors = (*per_position, *parameters)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _ChunkedLoss.apply(chunk_loss, chunk_size, positions, len(per_position), *tensors)
+    total = per_position[0].new_zeros((), dtype=torch.float32)
+    for start in range(0, positions, chunk_size):
+        rows = slice(start, start + chunk_size)
+        total = total + chunk_loss(rows, *[t[rows] for t in per_position], *parameters)
+    return total

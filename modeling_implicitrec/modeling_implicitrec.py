@@ -1,0 +1,382 @@
+"""The implicitrec models: a body over weighted events, and the same with a scoring head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .head_implicitrec import ItemHead, gather_history
+from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
+from .loss_implicitrec import (
+    chunked_loss,
+    gbce_beta,
+    gbce_loss,
+    normalised_label_weights,
+    sampled_softmax_loss,
+    softmax_loss,
+)
+
+class ImplicitRecPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the Hugging Face contract shared by the models."""
+
+    config_class = ImplicitRecConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over labels already
+    _supports_sdpa = True
+    _no_split_modules = ["ImplicitRecBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            if module.embedding_dim == self.config.hidden_size:
+                init.normal_(module.weight, mean=0.0, std=std)
+            else:
+                init.zeros_(module.weight)
+        elif isinstance(module, ImplicitRecRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, EvidenceBias):
+            init.zeros_(module.beta)
+        self._init_priors(module)
+
+    def _init_priors(self, module: nn.Module) -> None:
+        if isinstance(module, WeightEmbedding):
+            init.zeros_(module.bins.weight)
+        if isinstance(module, ItemHead) and module.copy is not None:
+            for parameter in (module.copy.time_kernel, module.copy.distance_kernel):
+                init.zeros_(parameter)
+            init.ones_(module.copy.scale)
+            init.zeros_(module.copy.log_sharpness)
+        if isinstance(module, ItemHead) and module.cooccurrence is not None:
+            prior = module.cooccurrence
+            gaps = torch.arange(1.0, prior.context + 1, device=prior.log_gap_weight.device)
+            init.copy_(prior.log_gap_weight, -torch.log(gaps))
+            init.ones_(prior.scale)
+            init.zeros_(prior.log_sharpness)
+            init.zeros_(prior.items)
+            init.zeros_(prior.counts)
+
+
+class ImplicitRecModel(ImplicitRecPreTrainedModel):
+    """The body: events in, one hidden state per event out."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__(config)
+        self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
+        self.weight_embedding = WeightEmbedding(config)
+        attends = config.sequence_mixer == "attention"
+        self.evidence_bias = EvidenceBias(config) if attends else None
+        self.blocks = nn.ModuleList(
+            ImplicitRecBlock(config) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = ImplicitRecRMSNorm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.item_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.item_embedding = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        input_weights: Tensor | None = None,
+        event_type_ids: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput:
+        """Hidden states `[batch, length, hidden_size]`; zero where there is no event.
+
+        Args:
+            input_ids: `[batch, length]` item tokens, 0 is padding.
+            input_weights: `[batch, length]`, not negative; 0 masks the event. All ones by default.
+            event_type_ids: `[batch, length]`.
+            timestamps: `[batch, length]` seconds.
+            attention_mask: `[batch, length]`, 1 for an event. By default, all but padding.
+        """
+        weights = event_weights(self.config, input_ids, input_weights, attention_mask)
+        present = weights > 0
+        hidden = self.item_embedding(input_ids)  # [batch, length, hidden_size]
+        hidden = hidden + self.weight_embedding(weights)
+        types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
+        hidden = hidden + self.event_type_embedding(types)
+        hidden = self.dropout(hidden)
+        bias = None
+        if self.evidence_bias is not None:
+            bias = self.evidence_bias(weights, timestamps).to(hidden.dtype)
+        for block in self.blocks:
+            hidden = block(hidden, present, bias)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden) * present.unsqueeze(-1))
+
+
+def event_weights(
+    config: ImplicitRecConfig,
+    input_ids: Tensor,
+    input_weights: Tensor | None,
+    attention_mask: Tensor | None,
+) -> Tensor:
+    """Float weights `[batch, length]`, 0 where there is no event; checks the input's shapes."""
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be [batch, length], got shape {list(input_ids.shape)}")
+    if input_ids.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
+            f"{config.max_position_embeddings}; keep the most recent ones"
+        )
+    present = input_ids != config.pad_token_id
+    if attention_mask is not None:
+        present = present & attention_mask.bool()
+    if input_weights is None:
+        return present.float()
+    if input_weights.shape != input_ids.shape:
+        raise ValueError(
+            f"input_weights must have the shape of input_ids {list(input_ids.shape)}, "
+            f"got {list(input_weights.shape)}"
+        )
+    weights = input_weights.float()
+    if not torch.compiler.is_compiling() and not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("input_weights must be finite and not negative")
+    return weights * present
+
+
+@dataclass
+class ImplicitRecScoringOutput(ModelOutput):
+    """Output of [`ImplicitRecForScoring`].
+
+    Args:
+        loss: scalar, where labels were given.
+        logits: `[batch, vocab_size]`, or `[batch, candidates]`: scores of what comes after the last
+            event. Absent while training on next-item labels, where it would be thrown away.
+        last_hidden_state: `[batch, length, hidden_size]`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+@dataclass
+class ImplicitRecRecommendation(ModelOutput):
+    """Ranked items: `item_tokens` and `scores`, both `[batch, top_k]`, best first.
+
+    Where fewer than `top_k` items may be recommended, the rest has token 0 and score `-inf`.
+    """
+
+    item_tokens: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
+    """Scores items after a history, learns from weighted labels, and recommends."""
+
+    _tied_weights_keys = {"item_decoder.weight": "model.item_embedding.weight"}
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__(config)
+        self.model = ImplicitRecModel(config)
+        self.item_decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = ItemHead(config)
+        self.register_buffer("item_frequency", torch.ones(config.vocab_size))
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.item_decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.item_decoder = value
+
+    @torch.no_grad()
+    def fit_item_counts(self, item_counts: Tensor) -> None:
+        """Start the item bias at the log of popularity, and correct sampled losses by it.
+
+        Args:
+            item_counts: `[vocab_size]` training events of each item, 0 at padding.
+        """
+        counts = torch.as_tensor(item_counts).to(self.item_frequency).clamp_min(0.5)
+        self.item_frequency.copy_(counts / counts[1:].mean())
+        if self.head.item_bias is not None:
+            self.head.item_bias.weight.copy_(self.item_frequency.log()[:, None])
+
+    @torch.no_grad()
+    def fit_cooccurrences(self, items: Tensor, counts: Tensor) -> None:
+        """Store the table of the co-occurrence prior.
+
+        Args:
+            items: `[vocab_size, num_cooccurrences]` tokens that followed each item, 0 for none.
+            counts: of the same shape, how often.
+        """
+        if self.head.cooccurrence is None:
+            raise ValueError("the configuration has no co-occurrence prior: num_cooccurrences is 0")
+        self.head.cooccurrence.items.copy_(torch.as_tensor(items))
+        self.head.cooccurrence.counts.copy_(torch.as_tensor(counts))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        input_weights: Tensor | None = None,
+        event_type_ids: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
+        candidate_ids: Tensor | None = None,
+        query_time: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ImplicitRecScoringOutput:
+        """Scores after the last event, and the loss where labels are given.
+
+        Args:
+            labels: `[batch, length]` item tokens, -100 ignored (next item); or, with
+                `candidate_ids`, `[batch, candidates]` of 0 and 1 (did it happen?).
+            label_weights: of the shape of `labels`, not negative.
+            candidate_ids: `[batch, candidates]` item tokens to score; all items by default.
+            query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
+        """
+        hidden = self.model(
+            input_ids, input_weights, event_type_ids, timestamps, attention_mask
+        ).last_hidden_state
+        weights = event_weights(self.config, input_ids, input_weights, attention_mask)
+        asked = query_time if self.config.use_query_time else None
+        batch = {
+            "input_ids": input_ids,
+            "weights": weights,
+            "timestamps": timestamps,
+            "query_time": asked,
+        }
+        loss, logits = None, None
+        pointwise = labels is not None and candidate_ids is not None
+        if labels is not None and not pointwise:
+            loss = self._next_item_loss(hidden, batch, labels, label_weights)
+        if pointwise or not (self.training and labels is not None):
+            logits = self._last_scores(hidden, batch, candidate_ids)
+        if pointwise:
+            loss = _pointwise_loss(logits, labels, label_weights)
+        return ImplicitRecScoringOutput(loss=loss, logits=logits, last_hidden_state=hidden)
+
+    def _last_scores(self, hidden: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
+        length = hidden.shape[1]
+        places = torch.arange(length, device=hidden.device)
+        last = ((batch["weights"] > 0) * places).argmax(1)  # [batch]
+        rows = torch.arange(len(hidden), device=hidden.device)
+        history = gather_history(batch, rows, last)
+        return self.head(hidden[rows, last], self.item_decoder.weight, history, candidate_ids)
+
+    def _next_item_loss(
+        self, hidden: Tensor, batch: dict, labels: Tensor, label_weights: Tensor | None
+    ) -> Tensor:
+        rows, columns = torch.nonzero(labels != -100, as_tuple=True)
+        if not len(rows):
+            return hidden.sum() * 0
+        given = None if label_weights is None else label_weights[rows, columns]
+        share = normalised_label_weights(given, len(rows), hidden)
+        targets = labels[rows, columns]
+        draws = self._draw_negatives() if self.config.loss_type != "softmax" else None
+        names, parameters = zip(*self.head.named_parameters()) if _has(self.head) else ((), ())
+
+        def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
+            history = gather_history(batch, rows[at], columns[at]) | {"labels": targets[at]}
+
+            def score(candidates: Tensor | None) -> Tensor:
+                inputs = (states, table, history, candidates)
+                return functional_call(self.head, dict(zip(names, head)), inputs)
+
+            return (self._position_losses(score, targets[at], draws) * share[at]).sum()
+
+        tensors = [self.item_decoder.weight, *parameters]
+        states = hidden[rows, columns]
+        return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
+
+    def _draw_negatives(self) -> Tensor:
+        return torch.randint(
+            1, self.config.vocab_size, (self.config.num_negatives,), device=self.device
+        )
+
+    def _position_losses(self, score, targets: Tensor, negatives: Tensor | None) -> Tensor:
+        config = self.config
+        if negatives is None:
+            return softmax_loss(score(None), targets, config.label_smoothing)
+        positive = score(targets[:, None])[:, 0]
+        lowest = torch.finfo(positive.dtype).min
+        others = score(negatives).masked_fill(negatives[None] == targets[:, None], lowest)
+        if config.loss_type == "sampled_softmax":
+            expected = torch.tensor(config.num_negatives / (config.vocab_size - 1)).log()
+            log_q = expected.to(positive).expand(len(negatives))
+            return sampled_softmax_loss(positive, others, positive.new_zeros(len(targets)), log_q)
+        beta = 1.0
+        if config.loss_type == "gbce":
+            items = config.vocab_size - 1
+            beta = gbce_beta(config.num_negatives, items, config.gbce_calibration)
+        return gbce_loss(positive, others, beta)
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        input_ids: Tensor,
+        *,
+        top_k: int = 10,
+        exclude_seen: bool = True,
+        candidate_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> ImplicitRecRecommendation:
+        """The `top_k` items of each history.
+
+        Args:
+            input_ids: `[batch, length]`, with the other inputs of `forward` by name.
+            exclude_seen: leave out the items of the history; keep them where people repeat.
+            candidate_ids: `[batch, candidates]` the only items to rank.
+
+        Raises:
+            ValueError: where `top_k` is not positive.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        training = self.training
+        self.eval()
+        scores = self(input_ids, candidate_ids=candidate_ids, **inputs).logits.float()
+        self.train(training)
+        scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min, -torch.inf)
+        if exclude_seen and candidate_ids is None:
+            scores = scores.scatter(1, input_ids, -torch.inf)
+        elif exclude_seen:
+            seen = (candidate_ids[:, :, None] == input_ids[:, None, :]).any(2)
+            scores = scores.masked_fill(seen, -torch.inf)
+        best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)
+        tokens = places if candidate_ids is None else candidate_ids.gather(1, places)
+        tokens = tokens.masked_fill(best == -torch.inf, 0)
+        return ImplicitRecRecommendation(item_tokens=tokens, scores=best)
+
+
+def _has(head: nn.Module) -> bool:
+    return next(head.parameters(), None) is not None
+
+
+def _pointwise_loss(logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> Tensor:
+    """Weighted binary cross-entropy of candidates; -100 is ignored."""
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"with candidate_ids, labels must have their shape {list(logits.shape)}, "
+            f"got {list(labels.shape)}"
+        )
+    known = labels != -100
+    given = None if label_weights is None else label_weights[known]
+    share = normalised_label_weights(given, int(known.sum()), logits)
+    losses = F.binary_cross_entropy_with_logits(
+        logits[known], labels[known].to(logits.dtype), reduction="none"
+    )
+    return (losses * share).sum()
