@@ -95,7 +95,9 @@ class ImplicitRecConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.vocab_size < 2:
-            raise ValueError(f"vocab_size counts padding and items: at least 2, got {self.vocab_size}")
+            raise ValueError(
+                f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"
+            )
         if self.num_weight_bins < 2:
             raise ValueError(f"num_weight_bins must be at least 2, got {self.num_weight_bins}")
         if self.hidden_size % self.num_attention_heads:

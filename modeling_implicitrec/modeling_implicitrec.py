@@ -23,6 +23,7 @@ from .loss_implicitrec import (
     softmax_loss,
 )
 
+
 class ImplicitRecPreTrainedModel(PreTrainedModel):
     """Weight initialisation and the Hugging Face contract shared by the models."""
 

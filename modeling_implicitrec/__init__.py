@@ -1,0 +1,88 @@
+"""implicitrec: recommenders from behaviour logs, the Hugging Face way."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .arguments import parse_arguments
+from .baselines import (
+    ALS,
+    EASE,
+    Cooccurrence,
+    ItemKNN,
+    OwnFrequency,
+    Popularity,
+    RecentPopularity,
+    fit_baselines,
+)
+from .collation import DataCollatorForNextItem
+from .configuration_implicitrec import ImplicitRecConfig
+from .encoding import (
+    cooccurrence_table,
+    encode_sequences,
+    encode_splits,
+    training_columns,
+    with_known_targets,
+)
+from .evaluation import (
+    compute_rank_metrics,
+    did_it_happen,
+    evaluate,
+    reduce_logits_to_ranks,
+    results_table,
+)
+from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
+from .modeling_implicitrec import (
+    ImplicitRecForScoring,
+    ImplicitRecModel,
+    ImplicitRecPreTrainedModel,
+    ImplicitRecScoringOutput,
+)
+from .processing_implicitrec import ImplicitRecProcessor
+from .scoring import ModelScorer
+from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+
+AutoConfig.register("implicitrec", ImplicitRecConfig)
+AutoModel.register(ImplicitRecConfig, ImplicitRecForScoring)
+AutoProcessor.register(ImplicitRecConfig, ImplicitRecProcessor)
+ImplicitRecConfig.register_for_auto_class("AutoConfig")
+ImplicitRecForScoring.register_for_auto_class("AutoModel")
+ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
+
+__version__ = "0.1.0"
+__all__ = [
+    "ALS",
+    "CleaningOptions",
+    "CleaningReport",
+    "Cooccurrence",
+    "DataCollatorForNextItem",
+    "EASE",
+    "EventSchema",
+    "Events",
+    "ImplicitRecConfig",
+    "ImplicitRecForScoring",
+    "ImplicitRecModel",
+    "ImplicitRecPreTrainedModel",
+    "ImplicitRecProcessor",
+    "ImplicitRecScoringOutput",
+    "ItemKNN",
+    "ModelScorer",
+    "OwnFrequency",
+    "Popularity",
+    "RecentPopularity",
+    "build_sequences",
+    "collapse_repeats",
+    "compute_rank_metrics",
+    "cooccurrence_table",
+    "did_it_happen",
+    "encode_sequences",
+    "encode_splits",
+    "evaluate",
+    "fit_baselines",
+    "leave_last_out",
+    "load_events",
+    "parse_arguments",
+    "reduce_logits_to_ranks",
+    "results_table",
+    "temporal_split",
+    "training_columns",
+    "with_known_targets",
+]

@@ -1,0 +1,387 @@
+"""Untrained and linear recommenders that every result is printed beside."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from scipy import linalg, sparse
+
+Row = dict[str, Any]
+Rows = Sequence[Row] | Dataset
+
+# Popularity breaks ties: at most this much is added to a score, so order among scores that differ
+# by more is kept.
+TIE_BREAK = 1e-4
+SECONDS_PER_DAY = 86_400.0
+
+
+class Scorer(Protocol):
+    """What is evaluated: a name and scores for encoded rows.
+
+    `score` maps rows to float32 `[batch, vocab_size]`, larger is better; column 0 is ignored.
+    """
+
+    name: str
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """Scores of every token for the history (`input_ids`) of each row."""
+        ...
+
+
+def flatten_column(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """All values of a list column in one array, and the length of each row's list.
+
+    Args:
+        rows: a `datasets.Dataset`, read as Arrow without a loop, or a sequence of dicts.
+        column: name of a list column.
+
+    Raises:
+        ValueError: if the column is missing.
+
+    >>> flatten_column([{"input_ids": [3]}, {"input_ids": [1, 2]}], "input_ids")
+    (array([3, 1, 2]), array([1, 2]))
+    """
+    if isinstance(rows, Dataset):
+        if column not in rows.column_names:
+            raise ValueError(f"rows need the column {column!r}, got {rows.column_names}")
+        lists = rows.select_columns(column).with_format("arrow")[:].column(column)
+        lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
+        return pc.list_flatten(lists).to_numpy(), lengths
+    missing = [index for index, row in enumerate(rows) if column not in row]
+    if missing:
+        raise ValueError(f"rows need the column {column!r}: row {missing[0]} has none")
+    lists = [np.asarray(row[column]) for row in rows]
+    lengths = np.array([len(values) for values in lists], dtype=np.int64)
+    filled = [values for values in lists if len(values)]
+    return (np.concatenate(filled) if filled else np.zeros(0, dtype=np.int64)), lengths
+
+
+def flatten_tokens(rows: Rows, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`input_ids` of all rows in one int64 array, and the row that each belongs to.
+
+    Raises:
+        ValueError: if a token is not in `1..vocab_size - 1`.
+
+    >>> flatten_tokens([{"input_ids": [3]}, {"input_ids": [1, 2]}], 4)
+    (array([3, 1, 2]), array([0, 1, 1]))
+    """
+    tokens, lengths = flatten_column(rows, "input_ids")
+    tokens = tokens.astype(np.int64)
+    if tokens.size and not 1 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(
+            f"input_ids must lie in 1..{vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
+        )
+    return tokens, np.repeat(np.arange(len(lengths)), lengths)
+
+
+def item_counts(rows: Rows, vocab_size: int) -> np.ndarray:
+    """How many events each token has, int64 `[vocab_size]`.
+
+    >>> item_counts([{"input_ids": [3, 3]}, {"input_ids": [1]}], 4).tolist()
+    [0, 1, 0, 2]
+    """
+    return np.bincount(flatten_tokens(rows, vocab_size)[0], minlength=vocab_size)
+
+
+def user_item_matrix(rows: Rows, vocab_size: int) -> sparse.csr_matrix:
+    """How often each row holds each token, float32 `[rows, vocab_size]`."""
+    tokens, owners = flatten_tokens(rows, vocab_size)
+    ones = np.ones(len(tokens), dtype=np.float32)
+    matrix = sparse.csr_matrix((ones, (owners, tokens)), shape=(len(rows), vocab_size))
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _binary_matrix(rows: Rows, vocab_size: int) -> sparse.csr_matrix:
+    matrix = user_item_matrix(rows, vocab_size)
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def _tie_break(rows: Rows, vocab_size: int) -> np.ndarray:
+    counts = item_counts(rows, vocab_size).astype(np.float64)
+    return (TIE_BREAK * counts / max(counts.max(), 1.0)).astype(np.float32)
+
+
+class Popularity:
+    """`score_i = number of training events of item i`, the same for everyone."""
+
+    def __init__(self, train_rows: Rows, vocab_size: int) -> None:
+        self.name = "popularity"
+        self.counts = item_counts(train_rows, vocab_size).astype(np.float32)
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        return np.tile(self.counts, (len(rows), 1))
+
+
+class RecentPopularity:
+    """`score_i = number of training events of item i in the last days of the training data`.
+
+    Args:
+        train_rows: encoded rows with `timestamps` in seconds.
+        vocab_size: item tokens including 0.
+        days: length of the window that ends with the last training event.
+    """
+
+    def __init__(self, train_rows: Rows, vocab_size: int, *, days: float = 7.0) -> None:
+        if not days > 0:
+            raise ValueError(f"days must be positive, got {days}")
+        self.name = f"recent popularity ({days:g} days)"
+        tokens, _ = flatten_tokens(train_rows, vocab_size)
+        times, _ = flatten_column(train_rows, "timestamps")
+        if len(times) != len(tokens):
+            raise ValueError(f"expected {len(tokens)} timestamps, got {len(times)}")
+        recent = times > times.max(initial=0) - days * SECONDS_PER_DAY
+        counts = np.bincount(tokens[recent], minlength=vocab_size).astype(np.float32)
+        self.counts = counts + _tie_break(train_rows, vocab_size)
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        return np.tile(self.counts, (len(rows), 1))
+
+
+class OwnFrequency:
+    """`score_i = sum of 2^(-age / half_life) over the user's own events of item i`.
+
+    Age is the time to the last event of the history; without a half-life every event counts 1.
+    Popularity breaks ties and orders the items that the user never had.
+
+    Args:
+        train_rows: encoded rows, for popularity alone.
+        vocab_size: item tokens including 0.
+        half_life_days: `None` counts without decay; else the rows need `timestamps` in seconds.
+    """
+
+    def __init__(
+        self, train_rows: Rows, vocab_size: int, *, half_life_days: float | None = None
+    ) -> None:
+        if half_life_days is not None and not half_life_days > 0:
+            raise ValueError(f"half_life_days must be positive or None, got {half_life_days}")
+        suffix = "" if half_life_days is None else f" (half-life {half_life_days:g} days)"
+        self.name = "own frequency" + suffix
+        self.half_life_days = half_life_days
+        self.vocab_size = vocab_size
+        self.tie_break = _tie_break(train_rows, vocab_size)
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        tokens, owners = flatten_tokens(rows, self.vocab_size)
+        weights = np.ones(len(tokens))
+        if self.half_life_days is not None:
+            times, lengths = flatten_column(rows, "timestamps")
+            if len(times) != len(tokens):
+                raise ValueError(f"expected {len(tokens)} timestamps, got {len(times)}")
+            last = np.full(len(lengths), -np.inf)
+            np.maximum.at(last, owners, times)
+            ages = (last[owners] - times) / SECONDS_PER_DAY
+            weights = np.exp2(-ages / self.half_life_days)
+        cells = np.bincount(
+            owners * self.vocab_size + tokens, weights, minlength=len(rows) * self.vocab_size
+        )
+        return cells.reshape(len(rows), -1).astype(np.float32) + self.tie_break
+
+
+class Cooccurrence:
+    """Directional counts of what followed what, read from the last items of the history.
+
+    `C[u, v] = sum of 1/g over the times that v came g <= window events after u`, and
+    `score_v = sum_{j=1..last} C[h_{-j}, v] / j` for the history `h`. Popularity breaks ties.
+
+    Args:
+        train_rows: encoded rows in time order.
+        vocab_size: item tokens including 0.
+        last: how many of the last items of the history are read.
+        window: longest gap that counts, in events.
+    """
+
+    def __init__(
+        self, train_rows: Rows, vocab_size: int, *, last: int = 3, window: int = 3
+    ) -> None:
+        if last < 1 or window < 1:
+            raise ValueError(f"last and window must be positive, got {last} and {window}")
+        self.name = f"co-occurrence (last {last}, window {window})"
+        self.vocab_size = vocab_size
+        self.last = last
+        self.tie_break = _tie_break(train_rows, vocab_size)
+        tokens, owners = flatten_tokens(train_rows, vocab_size)
+        self.counts = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
+        for gap in range(1, window + 1):
+            same = owners[gap:] == owners[:-gap]
+            before, after = tokens[:-gap][same], tokens[gap:][same]
+            weights = np.full(len(before), 1.0 / gap, dtype=np.float32)
+            shape = (vocab_size, vocab_size)
+            self.counts = self.counts + sparse.csr_matrix((weights, (before, after)), shape=shape)
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        tokens, owners = flatten_tokens(rows, self.vocab_size)
+        ends = np.searchsorted(owners, np.arange(len(rows)), side="right")
+        from_end = ends[owners] - np.arange(len(tokens))
+        read = from_end <= self.last
+        discounts = (1.0 / from_end[read]).astype(np.float32)
+        shape = (len(rows), self.vocab_size)
+        context = sparse.csr_matrix((discounts, (owners[read], tokens[read])), shape=shape)
+        return (context @ self.counts).toarray().astype(np.float32) + self.tie_break
+
+
+class EASE:
+    """Linear item-item model in closed form (Steck, 2019): `score = x @ B`.
+
+    With `G = X'X + regularization * I` and `P = G^-1`, `B_ij = -P_ij / P_jj` off the diagonal and
+    0 on it. X is the binary user-item matrix, x the binary history. Fitting holds up to four dense
+    float32 `[vocab_size, vocab_size]` matrices, so it is for small catalogues.
+
+    Args:
+        train_rows: encoded rows.
+        vocab_size: item tokens including 0.
+        regularization: the lambda of the paper, in users.
+    """
+
+    def __init__(self, train_rows: Rows, vocab_size: int, *, regularization: float = 100.0) -> None:
+        if not regularization > 0:
+            raise ValueError(f"regularization must be positive, got {regularization}")
+        self.name = f"EASE (lambda {regularization:g})"
+        self.vocab_size = vocab_size
+        users = _binary_matrix(train_rows, vocab_size)
+        gram = np.asfortranarray((users.T @ users).toarray(), dtype=np.float32)
+        gram[np.diag_indices(vocab_size)] += regularization
+        factor, failed = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
+        if failed:
+            raise ValueError("the item Gram matrix is singular: use a larger regularization")
+        inverse, _ = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
+        inverse = np.tril(inverse)
+        inverse += np.tril(inverse, -1).T
+        inverse /= -np.diag(inverse)
+        inverse[np.diag_indices(vocab_size)] = 0.0
+        self.weights = inverse
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        return np.asarray(_binary_matrix(rows, self.vocab_size) @ self.weights, dtype=np.float32)
+
+
+def _missing_implicit(error: ImportError) -> ImportError:
+    return ImportError(
+        "this baseline needs the package 'implicit': pip install implicitrec[demo]", name=error.name
+    )
+
+
+class ItemKNN:
+    """Cosine item neighbours through `implicit`: `score = x @ S`, S the k largest cosines a row.
+
+    Args:
+        train_rows: encoded rows.
+        vocab_size: item tokens including 0.
+        neighbours: how many neighbours every item keeps, itself among them.
+
+    Raises:
+        ImportError: if `implicit` is not installed.
+    """
+
+    def __init__(self, train_rows: Rows, vocab_size: int, *, neighbours: int = 100) -> None:
+        try:
+            from implicit.nearest_neighbours import CosineRecommender
+            from implicit.utils import ParameterWarning
+        except ImportError as error:
+            raise _missing_implicit(error) from error
+        self.name = f"item kNN ({neighbours} neighbours)"
+        self.vocab_size = vocab_size
+        self.tie_break = _tie_break(train_rows, vocab_size)
+        model = CosineRecommender(K=neighbours, num_threads=1)
+        with warnings.catch_warnings():  # implicit warns of a COO matrix that it makes itself
+            warnings.simplefilter("ignore", ParameterWarning)
+            model.fit(_binary_matrix(train_rows, vocab_size), show_progress=False)
+        self.similarity = model.similarity.astype(np.float32)
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        histories = _binary_matrix(rows, self.vocab_size)
+        return (histories @ self.similarity).toarray() + self.tie_break
+
+
+class ALS:
+    """Weighted matrix factorisation (Hu, Koren and Volinsky, 2008) through `implicit`.
+
+    The confidence of a user-item pair seen r times is `1 + alpha * log(1 + r)`. A user's factors
+    are solved from the history of the evaluated row, so users never trained on are scored too.
+
+    Args:
+        train_rows: encoded rows.
+        vocab_size: item tokens including 0.
+        factors: width of the factors.
+        regularization: weight of the squared norms.
+        alpha: weight of the evidence in the confidence.
+        iterations: alternations.
+        seed: of the starting factors.
+
+    Raises:
+        ImportError: if `implicit` is not installed.
+    """
+
+    def __init__(
+        self,
+        train_rows: Rows,
+        vocab_size: int,
+        *,
+        factors: int = 64,
+        regularization: float = 0.05,
+        alpha: float = 10.0,
+        iterations: int = 15,
+        seed: int = 0,
+    ) -> None:
+        try:
+            from implicit.als import AlternatingLeastSquares
+            from threadpoolctl import threadpool_limits
+        except ImportError as error:
+            raise _missing_implicit(error) from error
+        self.name = f"ALS ({factors} factors)"
+        self.vocab_size = vocab_size
+        self.alpha = alpha
+        # implicit spawns its own threads and slows down where the BLAS library does so as well.
+        with threadpool_limits(limits=1, user_api="blas"):
+            self.model = AlternatingLeastSquares(
+                factors=factors,
+                regularization=regularization,
+                iterations=iterations,
+                num_threads=1,
+                random_state=seed,
+            )
+            self.model.fit(self._confidence(train_rows), show_progress=False)
+
+    def _confidence(self, rows: Rows) -> sparse.csr_matrix:
+        matrix = user_item_matrix(rows, self.vocab_size)
+        matrix.data = (1.0 + self.alpha * np.log1p(matrix.data)).astype(np.float32)
+        return matrix
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        users = self.model.recalculate_user(np.arange(len(rows)), self._confidence(rows))
+        return np.asarray(users @ self.model.item_factors.T, dtype=np.float32)
+
+
+def fit_baselines(names: Sequence[str], train_rows: Rows, vocab_size: int) -> list[Scorer]:
+    """Fit baselines by name, with their default settings.
+
+    Raises:
+        ValueError: for a name that is none of popularity, recent_popularity, own_frequency,
+            recent_frequency, cooccurrence, item_knn, als and ease.
+    """
+    known: dict[str, Callable[..., Scorer]] = {
+        "popularity": Popularity,
+        "recent_popularity": partial(RecentPopularity, days=28.0),
+        "own_frequency": OwnFrequency,
+        "recent_frequency": partial(OwnFrequency, half_life_days=60.0),
+        "cooccurrence": Cooccurrence,
+        "item_knn": ItemKNN,
+        "als": ALS,
+        "ease": partial(EASE, regularization=1000.0),
+    }
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown baselines {unknown}; the known ones are {sorted(known)}")
+    return [known[name](train_rows, vocab_size) for name in names]

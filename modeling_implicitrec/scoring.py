@@ -1,0 +1,30 @@
+"""A model as a scorer of encoded histories, for ranking and evaluation beside the baselines."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .collation import DataCollatorForNextItem
+from .modeling_implicitrec import ImplicitRecForScoring
+
+
+class ModelScorer:
+    """Scores of a model over the whole catalogue.
+
+    Args:
+        model: set to evaluation mode.
+        name: what tables call it.
+    """
+
+    def __init__(self, model: ImplicitRecForScoring, name: str = "implicitrec") -> None:
+        self.model = model.eval()
+        self.name = name
+        self.collator = DataCollatorForNextItem(model.config.max_position_embeddings)
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Mapping[str, list]]) -> torch.Tensor:
+        """`[rows, vocab_size]` float scores."""
+        batch = self.collator([{**row, "target_ids": []} for row in rows])
+        del batch["labels"]
+        inputs = {name: values.to(self.model.device) for name, values in batch.items()}
+        return self.model(**inputs).logits.float().cpu()

@@ -1,0 +1,308 @@
+"""Event table to per-user sequences in time order, and their splits without leaks."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict
+
+from modeling_implicitrec.events import Events
+
+# The list column of each event column, in this order.
+LISTS = {
+    "item_id": "item_ids",
+    "timestamp": "timestamps",
+    "event_type": "event_types",
+    "duration": "durations",
+    "item_duration": "item_durations",
+    "count": "counts",
+    "platform": "platforms",
+}
+TARGETS = {name: f"target_{name}" for name in ("item_ids", "event_types", "timestamps", "counts")}
+Bounds = tuple[np.ndarray, np.ndarray]
+
+
+def build_sequences(events: Events, *, path: str | Path | None = None) -> Dataset:
+    """One row a user with their history in time order, as a memory-mapped data set.
+
+    Rows are sorted by `user_id`, events by time, then by log order (then by place in the source),
+    never by item. Columns: `user_id`, `item_ids`, and where present `timestamps` (int64 seconds
+    since 1970 UTC), `event_types`, `durations`, `item_durations` (seconds), `counts`, `platforms`.
+
+    Args:
+        path: the Arrow stream file to write, whole or not at all; when None, a temporary file that
+            goes when the process ends.
+    """
+    table = events.table
+    order = [name for name in ("user_id", "timestamp", "log_order") if name in table.columns]
+    columns = {new: table[old] for old, new in LISTS.items() if old in table.columns}
+    if "timestamps" in columns:
+        columns["timestamps"] = table.timestamp.floor().cast("int64")
+    # Rows of the table lie in the order of the source, so `rowid` settles equal `log_order`s.
+    query = table.order_by([*order, table.rowid()]).select(user_id=table.user_id, **columns)
+    reader = events.record_batches(query)
+    schema = pa.schema(
+        [
+            reader.schema.field("user_id"),
+            *(pa.field(name, pa.list_(reader.schema.field(name).type)) for name in columns),
+        ]
+    )
+    return _write(_user_rows(reader), schema, path)
+
+
+def leave_last_out(sequences: Dataset) -> DatasetDict:
+    """Test on each user's last event, validate on the one before, train on the rest.
+
+    Users with fewer than three events are in train only, whole. Rows of `validation` and `test`
+    hold the history before the target in the list columns, and the target in `target_item_ids` and,
+    where present, `target_event_types`, `target_timestamps`, `target_counts`.
+
+    >>> log = Dataset.from_dict({"user_id": [7], "item_ids": [[1, 2, 3, 4]]})
+    >>> leave_last_out(log)["test"][0]
+    {'user_id': 7, 'item_ids': [1, 2, 3], 'target_item_ids': [4]}
+    """
+
+    def train(batch: pa.RecordBatch) -> pa.RecordBatch:
+        length = _lengths(batch)
+        return _cut(batch, (np.zeros_like(length), np.where(length < 3, length, length - 2)))
+
+    def held_out(distance: int) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+        def cut(batch: pa.RecordBatch) -> pa.RecordBatch:
+            batch = batch.filter(pa.array(_lengths(batch) >= 3))
+            place = _lengths(batch) - distance
+            return _cut(batch, (np.zeros_like(place), place), (place, place + 1))
+
+        return cut
+
+    return _split(sequences, {"train": train, "validation": held_out(2), "test": held_out(1)})
+
+
+def temporal_split(
+    sequences: Dataset, *, test_seconds: float, validation_seconds: float | None = None
+) -> DatasetDict:
+    """Split all users at two moments, so that no training event is later than any target.
+
+    With T_test = last time - `test_seconds` and T_validation = T_test - `validation_seconds`: train
+    holds the events before T_validation; validation the history before T_validation and the targets
+    in [T_validation, T_test); test the history before T_test and the targets from T_test on, T_test
+    included. Users without history or without targets are not evaluated.
+
+    Args:
+        sequences: with `timestamps` in time order, as `build_sequences` makes them.
+        test_seconds: length of the test period; `validation_seconds` is the same when None.
+
+    Raises:
+        ValueError: for no timestamps, a period that is not positive, or an empty split.
+    """
+    if "timestamps" not in sequences.column_names:
+        raise ValueError(f"temporal_split needs timestamps, columns are {sequences.column_names}")
+    validation_seconds = test_seconds if validation_seconds is None else validation_seconds
+    if not (test_seconds > 0 and validation_seconds > 0):
+        raise ValueError(f"periods must be positive, got {test_seconds}, {validation_seconds}")
+    test_start = max(_last_times(sequences), default=0) - test_seconds
+    validation_start = test_start - validation_seconds
+
+    cuts = {
+        "train": partial(_cut_before, moment=validation_start),
+        "validation": partial(_cut_period, start=validation_start, end=test_start),
+        "test": partial(_cut_period, start=test_start, end=np.inf),
+    }
+    splits = _split(sequences, cuts)
+    empty = [name for name, rows in splits.items() if not len(rows)]
+    if empty:
+        raise ValueError(
+            f"splits {empty} are empty with test_seconds={test_seconds} and "
+            f"validation_seconds={validation_seconds}; choose other periods"
+        )
+    return splits
+
+
+def collapse_repeats(sequences: Dataset) -> Dataset:
+    """Merge a user's events of one item (and event type) into one, at the last occurrence.
+
+    Counts add up, a missing one being 1, so `counts` is always present and can serve as a weight;
+    durations add up too; all other columns are those of the last occurrence.
+
+    >>> log = Dataset.from_dict({"user_id": [7], "item_ids": [[5, 6, 5]]})
+    >>> collapse_repeats(log)[0]
+    {'user_id': 7, 'item_ids': [6, 5], 'counts': [1.0, 2.0]}
+    """
+    table = sequences.with_format("arrow")[:]
+    schema = table.schema.remove_metadata()
+    if "counts" not in schema.names:
+        schema = schema.append(pa.field("counts", pa.list_(pa.float64())))
+    return _write((_collapse(batch, schema) for batch in table.to_batches()), schema, None)
+
+
+def _user_rows(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Event rows sorted by user to one row a user; the last user of a batch waits for the next."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in (batch for batch in reader if batch.num_rows):
+        user = batch["user_id"]
+        last = batch.num_rows - 1
+        start = int(pc.index(user, user[last]).as_py())
+        same = bool(waiting) and waiting[-1]["user_id"][0] == user[last]
+        if start or not same:
+            done = [*waiting, batch.slice(0, start)]
+            if sum(part.num_rows for part in done):
+                yield _to_lists(pa.Table.from_batches(done))
+            waiting = []
+        waiting.append(batch.slice(start))
+    if waiting:
+        yield _to_lists(pa.Table.from_batches(waiting))
+
+
+def _to_lists(table: pa.Table) -> pa.RecordBatch:
+    """Whole users' events to lists, the user boundaries being the offsets."""
+    table = table.combine_chunks()
+    user = table["user_id"].combine_chunks()
+    changes = pc.not_equal(user.slice(1), user.slice(0, len(user) - 1))
+    starts = np.flatnonzero(changes.to_numpy(zero_copy_only=False)) + 1
+    offsets = pa.array(np.concatenate([[0], starts, [len(user)]]), pa.int32())
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, table[name].combine_chunks())
+        for name in table.column_names[1:]
+    }
+    users = user.take(offsets.slice(0, len(offsets) - 1))
+    return pa.RecordBatch.from_pydict({"user_id": users, **lists})
+
+
+def _write(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path | None
+) -> Dataset:
+    """Write record batches to an Arrow stream file under a temporary name, rename it and map it."""
+    if path is None:
+        folder = tempfile.mkdtemp(prefix="sequences-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / "sequences.arrow"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.ipc.new_stream(str(temporary), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(schema))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Dataset.from_file(str(path))
+
+
+def _split(
+    sequences: Dataset, cuts: dict[str, Callable[[pa.RecordBatch], pa.RecordBatch]]
+) -> DatasetDict:
+    """Apply each cut to every batch of the sequences; each split is a file of its own."""
+    table = sequences.with_format("arrow")[:].replace_schema_metadata(None)
+    splits = {}
+    for name, cut in cuts.items():
+        schema = cut(pa.RecordBatch.from_pylist([], schema=table.schema)).schema
+        splits[name] = _write((cut(batch) for batch in table.to_batches()), schema, None)
+    return DatasetDict(splits)
+
+
+def _lengths(batch: pa.RecordBatch) -> np.ndarray:
+    return pc.list_value_length(batch["item_ids"]).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _slice_lists(lists: pa.Array, bounds: Bounds) -> pa.Array:
+    """The part [start, stop) of each list."""
+    start, stop = bounds
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
+    place = np.arange(len(values)) - np.repeat(offsets[:-1] - offsets[0], np.diff(offsets))
+    kept = (place >= np.repeat(start, np.diff(offsets))) & (
+        place < np.repeat(stop, np.diff(offsets))
+    )
+    ends = np.concatenate([[0], np.cumsum(stop - start)])
+    return type(lists).from_arrays(
+        pa.array(ends, lists.offsets.type), values.filter(pa.array(kept))
+    )
+
+
+def _cut(batch: pa.RecordBatch, history: Bounds, target: Bounds | None = None) -> pa.RecordBatch:
+    """List columns cut to the history, with the target's columns beside them if there is one."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        columns[name] = _slice_lists(column, history) if is_list else column
+    if target is not None:
+        for name, new in TARGETS.items():
+            if name in batch.schema.names:
+                columns[new] = _slice_lists(batch[name], target)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _drop_empty(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+    """Only the rows whose named lists hold something."""
+    full = np.logical_and.reduce(
+        [pc.list_value_length(batch[name]).to_numpy(zero_copy_only=False) > 0 for name in names]
+    )
+    return batch.filter(pa.array(full, pa.bool_()))
+
+
+def _cut_before(batch: pa.RecordBatch, moment: float) -> pa.RecordBatch:
+    """The events before a moment, of the users who have some."""
+    stop = _events_before(batch, moment)
+    return _drop_empty(_cut(batch, (np.zeros_like(stop), stop)), ["item_ids"])
+
+
+def _cut_period(batch: pa.RecordBatch, start: float, end: float) -> pa.RecordBatch:
+    """Targets in [start, end) and the history before, of the users who have both."""
+    first, last = _events_before(batch, start), _events_before(batch, end)
+    parts = _cut(batch, (np.zeros_like(first), first), (first, last))
+    return _drop_empty(parts, ["item_ids", "target_item_ids"])
+
+
+def _last_times(sequences: Dataset) -> Iterator[float]:
+    for batch in sequences.with_format("arrow")[:].to_batches():
+        times = batch["timestamps"].flatten()
+        if len(times):
+            yield pc.max(times).as_py()
+
+
+def _events_before(batch: pa.RecordBatch, moment: float) -> np.ndarray:
+    """How many events of each list are earlier than the moment (seconds since 1970 UTC)."""
+    lists = batch["timestamps"]
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    earlier = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]] < moment
+    total = np.concatenate([[0], np.cumsum(earlier)])
+    return np.diff(total[offsets - offsets[0]])
+
+
+def _collapse(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """One event an item (and event type) in each row of the batch."""
+    length = _lengths(batch)
+    events = {
+        name: column.flatten()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    }
+    total = int(length.sum())
+    counts = events.get("counts", pa.nulls(total, pa.float64()))
+    events["counts"] = counts.fill_null(1)
+    events |= {"row": pa.array(np.repeat(np.arange(len(length)), length))}
+    events |= {"place": pa.array(np.arange(total))}
+    keys = [name for name in ("row", "item_ids", "event_types") if name in events]
+    sums = [(name, "sum") for name in ("counts", "durations") if name in events]
+    groups = pa.table(events).group_by(keys, use_threads=False).aggregate([("place", "max"), *sums])
+    groups = groups.sort_by("place_max").combine_chunks()
+    merged = {
+        name: values.take(groups["place_max"].combine_chunks()) for name, values in events.items()
+    }
+    merged |= {name: groups[f"{name}_sum"].combine_chunks() for name, _ in sums}
+    sizes = np.bincount(groups["row"].to_numpy(), minlength=len(length))
+    ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+    lists = {
+        name: pa.ListArray.from_arrays(ends, merged[name])
+        for name in schema.names
+        if name in merged
+    }
+    columns = [lists.get(name, batch[name] if name not in lists else None) for name in schema.names]
+    return pa.RecordBatch.from_arrays(columns, names=schema.names)

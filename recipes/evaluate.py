@@ -1,0 +1,78 @@
+"""Score a checkpoint beside baselines: `python recipes/evaluate.py recipes/<log>/evaluate.yaml`.
+
+Full ranking of the catalogue; the table is printed and the numbers are written beside the weights.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from modeling_implicitrec import (
+    ImplicitRecForScoring,
+    ImplicitRecProcessor,
+    ModelScorer,
+    evaluate,
+    fit_baselines,
+    parse_arguments,
+    results_table,
+)
+
+SHOWN = ("ndcg", "recall", "mrr", "map", "hit_rate", "coverage", "novelty", "gini")
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, on what, and how."""
+
+    model: str = field(metadata={"help": "checkpoint folder or Hub name"})
+    data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
+    split: str = field(default="test", metadata={"help": "test or validation"})
+    protocols: list = field(
+        default_factory=lambda: ["new"],
+        metadata={"help": "all (repeats allowed), new (unseen items)"},
+    )
+    baselines: list = field(
+        default_factory=lambda: ["popularity", "cooccurrence"], metadata={"help": "names"}
+    )
+    ks: list = field(default_factory=lambda: [10], metadata={"help": "cut-offs"})
+
+
+def main() -> None:
+    (args,) = parse_arguments(EvaluateArguments)
+    splits = DatasetDict.load_from_disk(str(Path(args.data_dir) / "sequences"))
+    processor = ImplicitRecProcessor.from_pretrained(args.model)
+    model = ImplicitRecForScoring.from_pretrained(args.model)
+    processor.check_model(model.config)
+    scorers = [
+        ModelScorer(model),
+        *fit_baselines(args.baselines, splits["train"], model.config.vocab_size),
+    ]
+    written = {}
+    for protocol in args.protocols:
+        results = {
+            scorer.name: evaluate(
+                scorer,
+                splits[args.split],
+                ks=args.ks,
+                seen="exclude" if protocol == "new" else "keep",
+                target_filter=protocol,
+                num_items=processor.vocab_size - 1,
+                item_counts=processor.item_counts,
+            )
+            for scorer in scorers
+        }
+        title = {"new": "new items only", "all": "repeats allowed"}[protocol]
+        print(f"\n{args.split}, {title}\n")
+        print(results_table(results, [f"{name}@{k}" for k in args.ks for name in SHOWN]))
+        written[protocol] = {name: result.to_dict() for name, result in results.items()}
+    if Path(args.model).is_dir():
+        target = Path(args.model) / f"results_{args.split}.json"
+        target.with_suffix(".partial").write_text(json.dumps(written, indent=2))
+        os.replace(target.with_suffix(".partial"), target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Train a recommender on prepared data: `python recipes/finetune.py recipes/<log>/<name>.yaml`.
+
+Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the best validation NDCG@10
+is kept; `--resume` goes on from the last one.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    ImplicitRecProcessor,
+    compute_rank_metrics,
+    cooccurrence_table,
+    parse_arguments,
+    reduce_logits_to_ranks,
+    with_known_targets,
+)
+
+
+@dataclass
+class FinetuneArguments:
+    """The data, the model and the labels; everything else is a TrainingArgument."""
+
+    data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
+    model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
+    label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
+    moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
+    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
+
+
+def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:
+    config = ImplicitRecConfig(
+        vocab_size=processor.vocab_size,
+        num_event_types=processor.num_event_types,
+        vocabulary_fingerprint=processor.fingerprint,
+        **args.model,
+    )
+    model = ImplicitRecForScoring(config)
+    model.fit_item_counts(processor.item_counts)
+    if config.num_cooccurrences:
+        table = cooccurrence_table(
+            train, config.vocab_size, config.num_cooccurrences, window=config.cooccurrence_context
+        )
+        model.fit_cooccurrences(*table)
+    return model
+
+
+def main() -> None:
+    args, training = parse_arguments(FinetuneArguments, TrainingArguments)
+    set_seed(training.seed)
+    data = Path(args.data_dir)
+    if not data.exists():
+        raise SystemExit(f"no prepared data in {data}; run recipes/prepare.py first")
+    splits = DatasetDict.load_from_disk(str(data / "sequences"))
+    processor = ImplicitRecProcessor.from_pretrained(data / "processor")
+    model = build_model(args, processor, splits["train"])
+    collator = DataCollatorForNextItem(
+        max_length=model.config.max_position_embeddings,
+        label_horizon=args.label_horizon_days * 86_400,
+        moment_ends_only=args.moment_ends_only,
+        seed=training.seed,
+    )
+    stop = [EarlyStoppingCallback(args.early_stopping_patience)]
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=splits["train"].filter(lambda size: size > 1, input_columns="length"),
+        eval_dataset=with_known_targets(splits["validation"]),
+        data_collator=collator,
+        processing_class=processor,
+        preprocess_logits_for_metrics=reduce_logits_to_ranks,
+        compute_metrics=compute_rank_metrics,
+        callbacks=stop if args.early_stopping_patience else None,
+    )
+    trainer.train(resume_from_checkpoint=args.resume or None)
+    trainer.save_model(training.output_dir)
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(training.output_dir)
+        print(f"saved to {training.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The model's properties: what padding, order, weights and saving may and may not change."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, ImplicitRecProcessor
+
+MIXERS = ["attention", "gru", "convolution"]
+
+
+def tiny(**changes) -> ImplicitRecForScoring:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 32, "num_negatives": 20}
+    model = ImplicitRecForScoring(ImplicitRecConfig(**sizes | changes)).eval()
+    with torch.no_grad():  # away from zero, so that every term matters
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def histories() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": torch.randint(1, 31, (3, 8), generator=generator),
+        "input_weights": torch.rand(3, 8, generator=generator) + 0.5,
+        "timestamps": torch.randint(1, 10**6, (3, 8), generator=generator).cumsum(1),
+    }
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_padding_on_the_right_changes_nothing(mixer):
+    model, batch = tiny(sequence_mixer=mixer, copy_prior=True), histories()
+    padded = {name: torch.cat([x, torch.zeros(3, 4).to(x)], dim=1) for name, x in batch.items()}
+    torch.testing.assert_close(model(**padded).logits, model(**batch).logits)
+
+
+def test_padding_on_the_left_changes_nothing_in_attention():
+    model, batch = tiny(), histories()
+    padded = {name: torch.cat([torch.zeros(3, 4).to(x), x], dim=1) for name, x in batch.items()}
+    torch.testing.assert_close(model(**padded).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_later_events_do_not_reach_earlier_states(mixer):
+    model, batch = tiny(sequence_mixer=mixer), histories()
+    before = model(**batch).last_hidden_state
+    batch["input_ids"][:, 5:] = 7
+    after = model(**batch).last_hidden_state
+    torch.testing.assert_close(after[:, :5], before[:, :5])
+    assert not torch.allclose(after[:, 5:], before[:, 5:])
+
+
+def test_an_event_of_weight_zero_changes_nothing():
+    model, batch = tiny(copy_prior=True), histories()
+    batch["input_weights"][:, 3] = 0
+    changed = {name: x.clone() for name, x in batch.items()}
+    changed["input_ids"][:, 3] = 9
+    torch.testing.assert_close(model(**changed).logits, model(**batch).logits)
+    without = {name: torch.cat([x[:, :3], x[:, 4:]], dim=1) for name, x in batch.items()}
+    torch.testing.assert_close(
+        model.model(**without).last_hidden_state[:, -1],
+        model.model(**batch).last_hidden_state[:, -1],
+    )
+
+
+def test_weight_three_counts_as_three_copies():
+    model = tiny(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.evidence_bias.position.weight.zero_()
+        model.model.evidence_bias.beta.zero_()
+        model.model.weight_embedding.bins.weight.zero_()
+    once = model(torch.tensor([[4, 5, 6]]), input_weights=torch.tensor([[1.0, 3.0, 1.0]])).logits
+    copies = model(torch.tensor([[4, 5, 5, 5, 6]])).logits
+    torch.testing.assert_close(once, copies)
+
+
+def test_a_batch_gives_what_each_history_gives_alone():
+    model, batch = tiny(copy_prior=True), histories()
+    together = model(**batch).logits
+    alone = [model(**{name: x[i : i + 1] for name, x in batch.items()}).logits for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_eager_attention_agrees_with_sdpa():
+    model, batch = tiny(), histories()
+    fused = model(**batch).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch).logits, fused)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient():
+    batch = histories() | {"labels": histories()["input_ids"].roll(-1, 1)}
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batch).loss.backward()
+        gradients.append(model.model.blocks[0].mlp.down_proj.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_candidates_get_the_scores_of_the_full_catalogue():
+    model, batch = tiny(copy_prior=True), histories()
+    candidates = torch.tensor([[1, 5, 9], [2, 2, 30], [8, 7, 6]])
+    scores = model(**batch, candidate_ids=candidates).logits
+    torch.testing.assert_close(scores, model(**batch).logits.gather(1, candidates))
+
+
+def test_the_cooccurrence_prior_adds_its_counts_and_hides_the_label():
+    model = tiny(num_cooccurrences=2, cooccurrence_context=1)
+    items, counts = torch.zeros(31, 2, dtype=torch.int32), torch.zeros(31, 2)
+    items[4, 0], counts[4, 0] = 9, 1.0
+    without = model(torch.tensor([[4]])).logits
+    model.fit_cooccurrences(items, counts)
+    raised = (model(torch.tensor([[4]])).logits - without)[0]
+    assert raised[9] > 0.1
+    assert raised[10:].abs().max() == 0
+    model.head.cooccurrence.train()
+    history = {
+        "input_ids": torch.tensor([[4]]),
+        "weights": torch.ones(1, 1),
+        "columns": torch.tensor([0]),
+        "labels": torch.tensor([9]),
+    }
+    assert model.head.cooccurrence(history)[1].sum() == 0
+
+
+def test_pointwise_labels_give_binary_cross_entropy():
+    model, batch = tiny(), histories()
+    candidates, labels = torch.tensor([[1, 2]] * 3), torch.tensor([[1.0, 0.0]] * 3)
+    output = model(**batch, candidate_ids=candidates, labels=labels)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, labels)
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_recommend_leaves_out_seen_items_by_choice():
+    model, batch = tiny(copy_prior=True), histories()
+    fresh = model.recommend(**batch, top_k=5).item_tokens
+    assert not (fresh[:, :, None] == batch["input_ids"][:, None, :]).any()
+    kept = model.recommend(**batch, top_k=30, exclude_seen=False).item_tokens
+    assert (kept.sort(1).values == torch.arange(1, 31)).all()
+
+
+def test_nothing_known_ranks_by_the_item_bias():
+    model = tiny()
+    counts = torch.arange(31).float()
+    model.fit_item_counts(counts)
+    for inputs in (
+        {"input_ids": torch.zeros(1, 1, dtype=torch.long)},
+        {"input_ids": torch.tensor([[3, 4]]), "input_weights": torch.zeros(1, 2)},
+    ):
+        top = model.recommend(**inputs, top_k=3, exclude_seen=False)
+        assert top.item_tokens.tolist() == [[30, 29, 28]]
+        assert torch.isfinite(top.scores).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_impossible_weights_are_refused(value):
+    with pytest.raises(ValueError, match="finite and not negative"):
+        tiny()(torch.tensor([[3]]), input_weights=torch.tensor([[value]]))
+
+
+def test_bad_shapes_and_configurations_are_refused():
+    with pytest.raises(ValueError, match="longer than max_position_embeddings"):
+        tiny(max_position_embeddings=4)(torch.ones(1, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"unknown configuration keys \['hiden_size'\]"):
+        ImplicitRecConfig(hiden_size=3)
+    with pytest.raises(ValueError, match="multiple"):
+        ImplicitRecConfig(hidden_size=10, num_attention_heads=3)
+    with pytest.raises(ValueError, match="sequence_mixer"):
+        ImplicitRecConfig(sequence_mixer="mamba")
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_checkerboard_is_learnt(mixer, loss):
+    """Users take either odd or even items: the withheld item of the own colour comes first."""
+    torch.manual_seed(0)
+    config = ImplicitRecConfig(
+        vocab_size=11,
+        hidden_size=16,
+        loss_type=loss,
+        num_negatives=10,
+        sequence_mixer=mixer,
+        hidden_dropout_prob=0.0,
+    )
+    model = ImplicitRecForScoring(config).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        ids = torch.stack([torch.randperm(5) * 2 + 1 + i % 2 for i in range(16)])
+        labels = ids.roll(-1, 1)
+        labels[:, -1] = -100
+        loss_value = model(ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss_value.backward()
+        optimizer.step()
+    top = model.recommend(torch.tensor([[1, 3, 5, 7], [2, 4, 6, 8]]), top_k=1).item_tokens
+    assert top[:, 0].tolist() == [9, 10]
+
+
+def test_saving_and_loading_is_bit_equal(tmp_path):
+    model, batch = tiny(copy_prior=True, num_cooccurrences=3), histories()
+    model.save_pretrained(tmp_path)
+    loaded = ImplicitRecForScoring.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(Exception, match="(?i)safetensors|header|incomplete"):
+        ImplicitRecForScoring.from_pretrained(tmp_path)
+
+
+REMOTE = """
+import json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"modeling_implicitrec", "pandas", "datasets", "pyarrow", "ibis"}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoConfig, AutoModel, AutoProcessor
+folder = sys.argv[1]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "implicitrec"
+inputs = processor([["a", "b"], ["c"]])
+print(json.dumps(model(**inputs).logits.tolist()))
+"""
+
+
+def test_a_checkpoint_loads_where_the_package_cannot_be_imported(tmp_path):
+    folder = tmp_path / "checkpoint"
+    processor = ImplicitRecProcessor.fit({"item_id": [*"abcabdab"]})
+    model = tiny(vocab_size=processor.vocab_size)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    script = tmp_path / "remote.py"
+    script.write_text(REMOTE)
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = torch.tensor(json.loads(done.stdout.strip().splitlines()[-1]))
+    assert torch.equal(scores, model(**processor([["a", "b"], ["c"]])).logits)
+
+
+def test_auto_classes_give_ours_where_the_package_is_imported(tmp_path):
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    processor = ImplicitRecProcessor.fit({"item_id": [1, 2, 2, 3]})
+    tiny(vocab_size=4).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ImplicitRecConfig
+    assert type(AutoModel.from_pretrained(tmp_path)) is ImplicitRecForScoring
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is ImplicitRecProcessor
