@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# -qq still shows errors.
+PIP := $(PY) -m pip -qq --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs

@@ -252,7 +252,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     raise TypeError
 
 
-def _not_a_bool(value: int) -> int:
+def _not_a_bool(value: Any) -> int:
     if isinstance(value, bool):  # bool is a subclass of int
         raise TypeError
     return value
@@ -298,7 +298,7 @@ def _help_text(options: dict[str, _Option]) -> str:
             lines.append(f"\n{owner.__name__}")
         default: Any = option.field.default
         if default is dataclasses.MISSING and not option.is_required:
-            default = option.field.default_factory()  # type: ignore[misc]
+            default = option.field.default_factory()  # type: ignore[operator]
         state = "required" if option.is_required else f"default {default!r}"
         lines.append(f"  --{key}  {_type_name(option.hint)}, {state}")
         described = option.field.metadata.get("help")

@@ -1,6 +1,7 @@
 """The configuration of an implicitrec model: sizes, evidence terms, priors and loss."""
 
 from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -78,17 +79,18 @@ class ImplicitRecConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     vocabulary_fingerprint: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         known = {f.name for f in fields(PreTrainedConfig)} | HUB_KEYS
         unknown = sorted(k for k in kwargs if k not in known and not k.startswith("_"))
         if unknown:
             own = sorted(f.name for f in fields(type(self)) if f.name not in known)
             raise ValueError(f"unknown configuration keys {unknown}; the known ones are {own}")
         super().__post_init__(**kwargs)
+        self._check_sizes()
 
-    def validate_sizes(self):
+    def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""
-        positive = ("hidden_size", "num_attention_heads", "intermediate_size", "num_event_types")
+        positive: tuple[str, ...] = ("hidden_size", "num_attention_heads", "intermediate_size", "num_event_types")
         positive += ("max_position_embeddings", "num_time_buckets", "num_negatives")
         positive += ("loss_chunk_size", "cooccurrence_context", "convolution_kernel_size")
         for name in positive:
