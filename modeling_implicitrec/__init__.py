@@ -30,6 +30,19 @@ from .evaluation import (
     results_table,
 )
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
+from .metrics import (
+    auc,
+    coverage_at_k,
+    gini_at_k,
+    hit_rate_at_k,
+    map_at_k,
+    mrr_at_k,
+    ndcg_at_k,
+    novelty_at_k,
+    paired_accuracy,
+    precision_at_k,
+    recall_at_k,
+)
 from .modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecModel,
@@ -49,6 +62,17 @@ ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
 
 __version__ = "0.1.0"
 __all__ = [
+    "auc",
+    "coverage_at_k",
+    "gini_at_k",
+    "hit_rate_at_k",
+    "map_at_k",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "novelty_at_k",
+    "paired_accuracy",
+    "precision_at_k",
+    "recall_at_k",
     "ALS",
     "CleaningOptions",
     "CleaningReport",

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
 LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
-HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation"}
+HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation", "name_or_path"}
 
 
 @strict
@@ -90,7 +90,12 @@ class ImplicitRecConfig(PreTrainedConfig):
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""
-        positive: tuple[str, ...] = ("hidden_size", "num_attention_heads", "intermediate_size", "num_event_types")
+        positive: tuple[str, ...] = (
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_event_types",
+        )
         positive += ("max_position_embeddings", "num_time_buckets", "num_negatives")
         positive += ("loss_chunk_size", "cooccurrence_context", "convolution_kernel_size")
         for name in positive:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 

@@ -129,7 +129,7 @@ class ItemVocabulary:
         """
         try:
             with safe_open(path, framework="np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is no complete item vocabulary: {error}") from error
         _check(arrays, path)
@@ -148,7 +148,7 @@ def _check(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     size = len(arrays["counts"])
     right = all(len(arrays[name]) == size for name in set(arrays) & {"order", "sorted", "ids"})
     if right and size:
-        right = 0 <= arrays["order"].min() and arrays["order"].max() < size
+        right = arrays["order"].min() >= 0 and arrays["order"].max() < size
     if right and "offsets" in arrays:
         offsets = arrays["offsets"]
         right = len(offsets) == size + 1 and offsets[0] == 0 and offsets[-1] == len(arrays["bytes"])

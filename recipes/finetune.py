@@ -54,6 +54,8 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
 
 def main() -> None:
     args, training = parse_arguments(FinetuneArguments, TrainingArguments)
+    training.label_names = ["labels"]  # label_weights is an input
+    training.remove_unused_columns = False  # the collator reads columns that the model does not
     set_seed(training.seed)
     data = Path(args.data_dir)
     if not data.exists():
@@ -74,7 +76,6 @@ def main() -> None:
         train_dataset=splits["train"].filter(lambda size: size > 1, input_columns="length"),
         eval_dataset=with_known_targets(splits["validation"]),
         data_collator=collator,
-        processing_class=processor,
         preprocess_logits_for_metrics=reduce_logits_to_ranks,
         compute_metrics=compute_rank_metrics,
         callbacks=stop if args.early_stopping_patience else None,

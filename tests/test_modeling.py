@@ -222,7 +222,7 @@ REMOTE = """
 import json, sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"modeling_implicitrec", "pandas", "datasets", "pyarrow", "ibis"}:
+        if name.split(".")[0] in {"modeling_implicitrec", "ibis", "duckdb"}:
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Blocked())
 from transformers import AutoConfig, AutoModel, AutoProcessor

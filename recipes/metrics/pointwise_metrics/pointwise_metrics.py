@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_implicitrec.metrics import auc, paired_accuracy
+from modeling_implicitrec import auc, paired_accuracy
 
 _DESCRIPTION = """
 AUC and paired accuracy of scores of events that happened (1) and events that did not (0).

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_implicitrec.metrics import (
+from modeling_implicitrec import (
     hit_rate_at_k,
     map_at_k,
     mrr_at_k,
