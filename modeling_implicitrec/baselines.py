@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -11,7 +11,7 @@ from datasets import Dataset
 from scipy import linalg, sparse
 
 Row = dict[str, Any]
-Rows = Sequence[Row] | Dataset
+Rows: TypeAlias = Sequence[Row] | Dataset
 
 # Popularity breaks ties: at most this much is added to a score, so order among scores that differ
 # by more is kept.

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 
-def pad_rows(rows: Sequence[Sequence[float]], dtype: torch.dtype, value: float = 0) -> torch.Tensor:
+def pad_rows(
+    rows: Sequence[Sequence[float] | np.ndarray], dtype: torch.dtype, value: float = 0
+) -> torch.Tensor:
     """Right-pad ragged rows into `[rows, longest]` (at least one column)."""
     width = max(1, max((len(row) for row in rows), default=1))
     padded = torch.full((len(rows), width), value, dtype=dtype)

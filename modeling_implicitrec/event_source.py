@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 import ibis
@@ -30,7 +31,7 @@ READERS = {
     ".json": ("read_json", {"format": "newline_delimited", "sample_size": -1}),
 }
 
-LogSource = (
+LogSource: TypeAlias = (
     str
     | Path
     | Sequence[str | Path]
@@ -146,7 +147,7 @@ def _read_files(
             f"files must be all of one kind of {sorted(READERS)}, got {sorted(endings)}"
         )
     reader, options = READERS[endings.pop()]
-    return getattr(connection, reader)(paths, **options)
+    return getattr(connection, reader)(paths, **options)  # type: ignore[arg-type]
 
 
 def _copy(workspace: Workspace, source: ibis.Table) -> ibis.Table:

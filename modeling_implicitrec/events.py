@@ -284,7 +284,9 @@ def _notes(workspace: Workspace, table: ibis.Table) -> dict[str, int | float | s
 
 def _clip(workspace: Workspace, table: ibis.Table, quantile: float | None) -> ibis.Table:
     """Clip each strength at the value of the log that lies at the quantile."""
-    for name in (name for name in STRENGTHS if name in table.columns and quantile is not None):
+    if quantile is None:
+        return table
+    for name in (name for name in STRENGTHS if name in table.columns):
         present = table.filter(table[name].notnull())
         rows = count_rows(present)
         if not rows:

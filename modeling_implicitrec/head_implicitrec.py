@@ -1,5 +1,7 @@
 """The scoring head: hidden state against the item table, plus learned-scale count priors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +51,9 @@ class CooccurrencePrior(nn.Module):
     While training, the pair that is the label's own is taken out of the count, so that the prior
     never sees the answer.
     """
+
+    items: Tensor
+    counts: Tensor
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
@@ -109,18 +114,19 @@ class ItemHead(nn.Module):
         if self.item_bias is not None:
             scores = scores + self.item_bias.weight[at, 0]
         if self.copy is not None:
-            counts = self._collect(*self.copy(history), candidate_ids)
+            counts = self._collect(self.copy(history), candidate_ids)
             scores = scores + self.copy.transform(counts, self.copy.item_scale.weight[at, 0])
         if self.cooccurrence is not None:
-            counts = self._collect(*self.cooccurrence(history), candidate_ids)
+            counts = self._collect(self.cooccurrence(history), candidate_ids)
             scores = scores + self.cooccurrence.transform(counts)
         lowest = torch.finfo(scores.dtype).min
         if candidate_ids is None:
             return torch.cat([torch.full_like(scores[:, :1], lowest), scores[:, 1:]], dim=1)
         return scores.masked_fill(candidate_ids == 0, lowest)
 
-    def _collect(self, source: Tensor, values: Tensor, candidate_ids: Tensor | None) -> Tensor:
+    def _collect(self, found: tuple[Tensor, Tensor], candidate_ids: Tensor | None) -> Tensor:
         """Add up `values` by item: `[positions, vocab_size]` or `[positions, candidates]`."""
+        source, values = found
         if candidate_ids is None:
             empty = values.new_zeros(len(source), self.vocab_size)
             return empty.scatter_add(1, source, values)
@@ -137,9 +143,7 @@ def _match(hidden: Tensor, table: Tensor, candidate_ids: Tensor | None) -> Tenso
     return torch.einsum("ph,pch->pc", hidden, table[candidate_ids])
 
 
-def gather_history(
-    batch: dict[str, Tensor | None], rows: Tensor, columns: Tensor
-) -> dict[str, Tensor]:
+def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
     """What the priors read at each position: its row's events up to the column."""
     history = {
         "input_ids": batch["input_ids"][rows],

@@ -27,6 +27,7 @@ from .loss_implicitrec import (
 class ImplicitRecPreTrainedModel(PreTrainedModel):
     """Weight initialisation and the Hugging Face contract shared by the models."""
 
+    config: ImplicitRecConfig
     config_class = ImplicitRecConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -90,8 +91,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.item_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.item_embedding = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.item_embedding = value  # type: ignore[assignment]
 
     def forward(
         self,
@@ -140,7 +141,7 @@ def event_weights(
             f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
             f"{config.max_position_embeddings}; keep the most recent ones"
         )
-    present = input_ids != config.pad_token_id
+    present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
     if attention_mask is not None:
         present = present & attention_mask.bool()
     if input_weights is None:
@@ -187,6 +188,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
     """Scores items after a history, learns from weighted labels, and recommends."""
 
     _tied_weights_keys = {"item_decoder.weight": "model.item_embedding.weight"}
+
+    item_frequency: Tensor
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__(config)
@@ -266,7 +269,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             loss = self._next_item_loss(hidden, batch, labels, label_weights)
         if pointwise or not (self.training and labels is not None):
             logits = self._last_scores(hidden, batch, candidate_ids)
-        if pointwise:
+        if labels is not None and logits is not None and pointwise:
             loss = _pointwise_loss(logits, labels, label_weights)
         return ImplicitRecScoringOutput(loss=loss, logits=logits, last_hidden_state=hidden)
 
@@ -354,7 +357,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min, -torch.inf)
         if exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, input_ids, -torch.inf)
-        elif exclude_seen:
+        elif exclude_seen and candidate_ids is not None:
             seen = (candidate_ids[:, :, None] == input_ids[:, None, :]).any(2)
             scores = scores.masked_fill(seen, -torch.inf)
         best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)

@@ -36,6 +36,7 @@ class ImplicitRecProcessor(ProcessorMixin):
     """
 
     attributes: list = []
+    vocabulary: ItemVocabulary
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class ImplicitRecProcessor(ProcessorMixin):
 
     def check_model(self, config: Any) -> None:
         """Raise `ValueError` where a model's configuration belongs to another vocabulary."""
-        pairs = {
+        pairs: dict[str, tuple] = {
             "vocab_size": (config.vocab_size, self.vocab_size),
             "num_event_types": (config.num_event_types, self.num_event_types),
         }
@@ -300,7 +301,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             FILE_NAME,
             **{k: kwargs[k] for k in wanted if k in kwargs},
         )
-        processor.vocabulary = ItemVocabulary.load(path)
+        processor.vocabulary = ItemVocabulary.load(str(path))
         return processor
 
 

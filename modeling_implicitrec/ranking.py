@@ -79,7 +79,7 @@ def row_batches(rows: Sequence[Row] | Dataset, batch_size: int) -> Iterator[list
             yield [rows[index] for index in range(start, stop)]
 
 
-def pad_tokens(histories: Sequence[Sequence[int]], padding: int = 0) -> np.ndarray:
+def pad_tokens(histories: Sequence[Sequence[int] | np.ndarray], padding: int = 0) -> np.ndarray:
     """Lists of tokens as int64 `[len(histories), longest]`, filled up on the right.
 
     >>> pad_tokens([[3], [1, 2]]).tolist()

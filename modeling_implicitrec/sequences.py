@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -196,7 +196,7 @@ def _write(
 
 
 def _split(
-    sequences: Dataset, cuts: dict[str, Callable[[pa.RecordBatch], pa.RecordBatch]]
+    sequences: Dataset, cuts: Mapping[str, Callable[[pa.RecordBatch], pa.RecordBatch]]
 ) -> DatasetDict:
     """Apply each cut to every batch of the sequences; each split is a file of its own."""
     table = sequences.with_format("arrow")[:].replace_schema_metadata(None)

@@ -36,7 +36,8 @@ class ItemVocabulary:
     @classmethod
     def from_counts(cls, ids: Sequence, counts: np.ndarray) -> "ItemVocabulary":
         """A vocabulary of distinct `ids`, all integers or all strings, in token order."""
-        arrays = {"counts": np.asarray(counts, dtype=np.int64)}
+        keys: np.ndarray
+        arrays: dict[str, np.ndarray] = {"counts": np.asarray(counts, dtype=np.int64)}
         if len(ids) and isinstance(ids[0], str):
             encoded = [text.encode() for text in ids]
             keys = np.fromiter((_hash(text) for text in encoded), np.uint64, len(encoded))
