@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
 LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
-HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation", "name_or_path"}
+HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation"}
+HUB_KEYS |= {"name_or_path", "use_cache"}  # written by loading and by Trainer
 
 
 @strict

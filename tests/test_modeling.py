@@ -265,3 +265,20 @@ def test_auto_classes_give_ours_where_the_package_is_imported(tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is ImplicitRecConfig
     assert type(AutoModel.from_pretrained(tmp_path)) is ImplicitRecForScoring
     assert type(AutoProcessor.from_pretrained(tmp_path)) is ImplicitRecProcessor
+
+
+def test_a_model_that_trainer_trained_loads_again(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    from modeling_implicitrec import DataCollatorForNextItem
+
+    model = tiny()
+    rows = [{"input_ids": [1, 2, 3, 4], "input_weights": [1.0] * 4}] * 4
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=2, report_to="none", remove_unused_columns=False, use_cpu=True
+    )
+    trainer = Trainer(model, settings, DataCollatorForNextItem(50), train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    loaded = ImplicitRecForScoring.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**histories()).logits, model.eval()(**histories()).logits)
