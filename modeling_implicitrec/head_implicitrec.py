@@ -40,9 +40,10 @@ class CopyPrior(nn.Module):
             log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
         return ids, weights * (distance >= 0) * log_kernel.clamp_max(10).exp()
 
-    def transform(self, counts: Tensor, item_scale: Tensor) -> Tensor:
+    def transform(self, counts: Tensor, item_scale: Tensor | None = None) -> Tensor:
         """The term added to the scores."""
-        return (self.scale + item_scale) * torch.log1p(self.log_sharpness.exp() * counts)
+        scale = self.scale if item_scale is None else self.scale + item_scale
+        return scale * torch.log1p(self.log_sharpness.exp() * counts)
 
 
 class CooccurrencePrior(nn.Module):
@@ -79,7 +80,7 @@ class CooccurrencePrior(nn.Module):
         values = counts * (self.log_gap_weight.exp()[None, :, None] * present[:, :, None])
         return items.flatten(1), values.flatten(1)
 
-    def transform(self, counts: Tensor) -> Tensor:
+    def transform(self, counts: Tensor, item_scale: Tensor | None = None) -> Tensor:
         """The term added to the scores."""
         return self.scale * torch.log1p(self.log_sharpness.exp() * counts)
 
@@ -109,38 +110,51 @@ class ItemHead(nn.Module):
             history: see [`gather_history`].
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
-        scores = _match(hidden, table, candidate_ids)
-        at = slice(None) if candidate_ids is None else candidate_ids
-        if self.item_bias is not None:
-            scores = scores + self.item_bias.weight[at, 0]
+        scores = self._match(hidden, table, candidate_ids)
         if self.copy is not None:
-            counts = self._collect(self.copy(history), candidate_ids)
-            scores = scores + self.copy.transform(counts, self.copy.item_scale.weight[at, 0])
+            item_scale = self.copy.item_scale.weight[:, 0]
+            scores = self._add(scores, self.copy, history, candidate_ids, item_scale)
         if self.cooccurrence is not None:
-            counts = self._collect(self.cooccurrence(history), candidate_ids)
-            scores = scores + self.cooccurrence.transform(counts)
-        lowest = torch.finfo(scores.dtype).min
+            scores = self._add(scores, self.cooccurrence, history, candidate_ids)
         if candidate_ids is None:
-            return torch.cat([torch.full_like(scores[:, :1], lowest), scores[:, 1:]], dim=1)
-        return scores.masked_fill(candidate_ids == 0, lowest)
+            return scores
+        return scores.masked_fill(candidate_ids == 0, torch.finfo(scores.dtype).min)
 
-    def _collect(self, found: tuple[Tensor, Tensor], candidate_ids: Tensor | None) -> Tensor:
-        """Add up `values` by item: `[positions, vocab_size]` or `[positions, candidates]`."""
-        source, values = found
+    def _match(self, hidden: Tensor, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
+        """Dot products plus the item bias; over the catalogue, padding gets the lowest number."""
+        bias = None if self.item_bias is None else self.item_bias.weight[:, 0]
+        if candidate_ids is None:
+            padding = torch.zeros_like(table[:, 0])
+            padding[0] = torch.finfo(table.dtype).min
+            return F.linear(hidden, table, padding if bias is None else padding + bias)
+        chosen = table[candidate_ids]
+        if candidate_ids.dim() == 1:
+            scores = F.linear(hidden, chosen)
+        else:
+            scores = torch.einsum("ph,pch->pc", hidden, chosen)
+        return scores if bias is None else scores + bias[candidate_ids]
+
+    def _add(
+        self,
+        scores: Tensor,
+        prior: "CopyPrior | CooccurrencePrior",
+        history: dict[str, Tensor],
+        candidate_ids: Tensor | None,
+        item_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Add a prior's term; over the catalogue only where the prior has a count."""
+        source, values = prior(history)  # [positions, sources]
         if candidate_ids is None:
             empty = values.new_zeros(len(source), self.vocab_size)
-            return empty.scatter_add(1, source, values)
+            counts = empty.scatter_add(1, source, values).gather(1, source)
+            times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
+            scale = None if item_scale is None else item_scale[source]
+            return scores.scatter_add(1, source, prior.transform(counts, scale) / times)
         candidates = candidate_ids if candidate_ids.dim() == 2 else candidate_ids[None, :]
-        same = source[:, None, :] == candidates[:, :, None]
-        return (same * values[:, None, :]).sum(2)
-
-
-def _match(hidden: Tensor, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
-    if candidate_ids is None:
-        return F.linear(hidden, table)
-    if candidate_ids.dim() == 1:
-        return F.linear(hidden, table[candidate_ids])
-    return torch.einsum("ph,pch->pc", hidden, table[candidate_ids])
+        counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
+        return scores + prior.transform(
+            counts, None if item_scale is None else item_scale[candidates]
+        )
 
 
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
