@@ -13,20 +13,19 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
-from .collation import DataCollatorForNextItem
+from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .encoding import (
     cooccurrence_table,
     encode_sequences,
     encode_splits,
     training_columns,
-    with_known_targets,
 )
 from .evaluation import (
-    compute_rank_metrics,
+    compute_hit_metrics,
     did_it_happen,
     evaluate,
-    reduce_logits_to_ranks,
+    reduce_logits_to_hits,
     results_table,
 )
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
@@ -79,6 +78,7 @@ __all__ = [
     "Cooccurrence",
     "DataCollatorForNextItem",
     "EASE",
+    "EpochCallback",
     "EventSchema",
     "Events",
     "ImplicitRecConfig",
@@ -94,7 +94,7 @@ __all__ = [
     "RecentPopularity",
     "build_sequences",
     "collapse_repeats",
-    "compute_rank_metrics",
+    "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
     "encode_sequences",
@@ -104,9 +104,8 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "parse_arguments",
-    "reduce_logits_to_ranks",
+    "reduce_logits_to_hits",
     "results_table",
     "temporal_split",
     "training_columns",
-    "with_known_targets",
 ]

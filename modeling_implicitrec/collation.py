@@ -1,10 +1,14 @@
-"""Encoded sequences -> batches: the training rows' labels are the events of the next moment."""
+"""Encoded sequences -> batches: a training event's label is drawn from what comes later."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids")
+FLOATS = ("input_weights",)
 
 
 def pad_rows(
@@ -21,87 +25,139 @@ def pad_rows(
 
 @dataclass
 class DataCollatorForNextItem:
-    """Batch rows of encoded sequences and set the label of every event.
+    """Batch rows of encoded sequences.
 
-    A training row (no `target_ids`) is cut at a random place where it is longer than `max_length`.
-    The label of an event is drawn from what follows it: from the events of the next moment, or,
-    with `label_horizon`, from all events at most so many seconds later. Events of one moment (a
-    basket) never label each other, since their order in the log means nothing. An evaluation row
-    keeps its latest events, and its last event is labelled with the row's first target.
+    In a training row (no `target_ids`) every event gets a label, drawn from what follows it: from the
+    events of the next moment, or, with `label_horizon`, from all later events at most so many seconds
+    away. Events of one moment (a basket) never label each other, since their order in the log means
+    nothing. A row longer than `max_length` is cut at a random place. An evaluation row keeps its
+    latest events and its `target_ids`.
+
+    With `target_window`, a training row is cut after a random event instead, and all items of the
+    window that follows are its `target_ids`: the question that a temporal split asks. With
+    `collapse_repeats`, a history's events of one item (and type) become one event at the place of
+    the last, whose weight is their sum; it needs `target_window`.
+
+    Draws depend on the seed, the epoch and the row alone: not on the batch, the process or on what
+    was drawn before, so that a resumed run and one on several processes see the same labels. Give
+    Trainer [`EpochCallback`] to have new draws each epoch.
 
     Args:
         max_length: events a row.
         label_horizon: seconds; 0 for the next moment only.
         moment_ends_only: label only the last event of every moment.
-        seed: of the generator that draws cuts and labels.
+        target_window: seconds; 0 labels every event.
+        collapse_repeats: one event per item, weights added up.
+        seed: of the draws.
     """
 
     max_length: int
     label_horizon: float = 0.0
     moment_ends_only: bool = False
+    target_window: float = 0.0
+    collapse_repeats: bool = False
     seed: int = 0
+    epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.generator = np.random.default_rng(self.seed)
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
 
     def __call__(self, rows: Sequence[Mapping[str, list]]) -> dict[str, torch.Tensor]:
-        parts = [self._row(row) for row in rows]
+        parts = [
+            self._evaluated(row) if "target_ids" in row else self._trained(row) for row in rows
+        ]
         batch = {
-            "input_ids": pad_rows([part["input_ids"] for part in parts], torch.long),
-            "input_weights": pad_rows([part["input_weights"] for part in parts], torch.float),
-            "labels": pad_rows([part["labels"] for part in parts], torch.long, -100),
+            name: pad_rows([p[name] for p in parts], torch.float if name in FLOATS else torch.long)
+            for name in INPUTS
+            if name in parts[0]
         }
-        if "timestamps" in parts[0]:
-            batch["timestamps"] = pad_rows([part["timestamps"] for part in parts], torch.long)
-        if "event_type_ids" in parts[0]:
-            batch["event_type_ids"] = pad_rows([p["event_type_ids"] for p in parts], torch.long)
         batch["attention_mask"] = (batch["input_ids"] > 0).long()
+        name = "target_ids" if "target_ids" in parts[0] else "labels"
+        batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
         return batch
 
     def _row(self, row: Mapping[str, list]) -> dict[str, np.ndarray]:
-        names = [
-            n for n in ("input_ids", "input_weights", "timestamps", "event_type_ids") if n in row
-        ]
-        part = {name: np.asarray(row[name]) for name in names}
-        size = len(part["input_ids"])
+        part = {name: np.asarray(row[name]) for name in INPUTS if name in row}
         if "target_ids" in row:
-            part = {name: values[-self.max_length :] for name, values in part.items()}
-            labels = np.full(len(part["input_ids"]), -100)
-            known = [token for token in row["target_ids"] if token > 0]
-            if known and len(labels):
-                labels[-1] = known[0]
-            return part | {"labels": labels}
-        start = 0
-        if size > self.max_length + 1:
-            start = int(self.generator.integers(0, size - self.max_length))
-        labels = self._labels(part, size)
-        window = slice(start, start + self.max_length)
-        part = {name: values[window] for name, values in part.items()} | {"labels": labels[window]}
-        return _without_tail(part)
+            return self._latest(part) | {"target_ids": np.asarray(row["target_ids"])}
+        generator = np.random.default_rng((self.seed, self.epoch, row.get("row", 0)))
+        if self.target_window:
+            return self._with_targets(part, generator)
+        return self._with_labels(part, generator)
 
-    def _labels(self, part: dict[str, np.ndarray], size: int) -> np.ndarray:
-        """Each event's label: an event drawn from the following moment or horizon."""
-        times = part.get("timestamps")
-        if times is None:
-            times = np.arange(size)
+    def _latest(self, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.collapse_repeats:
+            part = collapse(part)
+        return {name: values[-self.max_length :] for name, values in part.items()}
+
+    def _with_targets(
+        self, part: dict[str, np.ndarray], generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The history up to a random event, and the items of the window after it."""
+        times = part["timestamps"]
+        last = np.searchsorted(times, times[-1] - self.target_window, side="right")
+        if last == 0:  # shorter than a window: any moment but the last
+            last = max(1, np.searchsorted(times, times[-1], side="left"))
+        moment = times[generator.integers(0, last)]
+        cut = np.searchsorted(times, moment, side="right")
+        end = np.searchsorted(times, moment + self.target_window, side="right")
+        targets = np.unique(part["input_ids"][cut:end])
+        history = {name: values[:cut] for name, values in part.items()}
+        return self._latest(history) | {"target_ids": targets}
+
+    def _with_labels(
+        self, part: dict[str, np.ndarray], generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        part["labels"] = self._labels(part, generator)
+        size, start = len(part["labels"]), 0
+        if size > self.max_length + 1:
+            start = int(generator.integers(0, size - self.max_length))
+        part = {name: values[start : start + self.max_length] for name, values in part.items()}
+        labelled = np.flatnonzero(part["labels"] != -100)
+        end = labelled[-1] + 1 if len(labelled) else 1  # nothing is learnt from what comes after
+        return {name: values[:end] for name, values in part.items()}
+
+    def _labels(self, part: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        """Each event's label: an event drawn from the following moment or horizon, or -100."""
+        size = len(part["input_ids"])
+        times = part.get("timestamps", np.arange(size))
         first = np.searchsorted(times, times, side="right")  # the first event of the next moment
-        has_next = first < size
         if self.label_horizon > 0:
-            last = np.searchsorted(times, times + self.label_horizon, side="right")
+            end = np.searchsorted(times, times + self.label_horizon, side="right")
         else:
-            last = np.searchsorted(times, times[np.minimum(first, size - 1)], side="right")
-        last = np.maximum(last, first)
-        has_next &= last > first
-        drawn = first + (self.generator.random(size) * (last - first)).astype(np.int64)
-        tokens = part["input_ids"]
-        labels = np.where(has_next, tokens[np.minimum(drawn, size - 1)], -100)
+            end = np.searchsorted(times, times[np.minimum(first, size - 1)], side="right")
+        drawn = first + (generator.random(size) * (end - first)).astype(np.int64)
+        tokens = part["input_ids"][np.minimum(drawn, size - 1)]
+        labels = np.where(end > first, tokens, -100)
         if self.moment_ends_only:
             labels[:-1][times[1:] == times[:-1]] = -100
         return labels
 
 
-def _without_tail(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Drop the events after the last label: nothing would be learnt from them."""
-    labelled = np.flatnonzero(part["labels"] != -100)
-    end = labelled[-1] + 1 if len(labelled) else min(1, len(part["labels"]))
-    return {name: values[:end] for name, values in part.items()}
+def collapse(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One event per item and event type, at the place of the last, with the sum of the weights."""
+    types = part.get("event_type_ids", np.zeros_like(part["input_ids"]))
+    key = part["input_ids"].astype(np.int64) * (int(types.max(initial=0)) + 1) + types
+    distinct, place, group = np.unique(key[::-1], return_index=True, return_inverse=True)
+    last = len(key) - 1 - place
+    order = np.argsort(last)
+    collapsed = {name: values[last[order]] for name, values in part.items()}
+    weights = np.bincount(group, part["input_weights"][::-1], minlength=len(distinct))
+    return collapsed | {"input_weights": weights[order].astype(np.float32)}
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a collator which epoch it is."""
+
+    def __init__(self, collator: DataCollatorForNextItem) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        self.collator.epoch = int(state.epoch or 0)

@@ -32,11 +32,14 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_weight_bins: soft bins of the log weight in the input embedding.
         use_item_bias: adds a learned bias per item to the scores.
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
+        collapse_repeats: the model was trained on histories with one event per item, at the place of
+            the last one and with the sum of the weights; its batches are to be made so.
         copy_prior: adds a learned log-scaled count of the user's own weighted history.
         num_cooccurrences: neighbours stored per item for the co-occurrence prior (0: no prior).
         cooccurrence_context: how many of the last events the co-occurrence prior reads.
         loss_type: `"softmax"`, `"sampled_softmax"`, `"bce"` or `"gbce"` for next-item labels.
         num_negatives: shared negatives of the sampled losses.
+        in_batch_share: share of the negatives drawn from the batch's labels, the rest is uniform.
         gbce_calibration: t of gBCE (Petrov and Macdonald, 2023); 0 is plain BCE.
         label_smoothing: share of the target spread evenly over the catalogue (full softmax).
         loss_chunk_size: labelled positions whose logits exist at one time.
@@ -66,11 +69,13 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_weight_bins: int = 16
     use_item_bias: bool = True
     use_query_time: bool = False
+    collapse_repeats: bool = False
     copy_prior: bool = False
     num_cooccurrences: int = 0
     cooccurrence_context: int = 3
     loss_type: str = "softmax"
     num_negatives: int = 256
+    in_batch_share: float | int = 0.5
     gbce_calibration: float | int = 0.75
     label_smoothing: float | int = 0.0
     loss_chunk_size: int = 1024
@@ -102,6 +107,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.in_batch_share <= 1:
+            raise ValueError(f"in_batch_share must be from 0 to 1, got {self.in_batch_share}")
         if self.vocab_size < 2:
             raise ValueError(
                 f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"

@@ -60,6 +60,7 @@ def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
         types = flat_column(rows, "event_types")[0].to_numpy(zero_copy_only=False)
         columns["event_type_ids"] = _lists(processor.encode_event_types(types)[known], kept)
     columns["length"] = pa.array(np.diff(kept))
+    columns["row"] = pa.array(np.arange(len(kept) - 1))
     if "target_item_ids" in rows.column_names:
         columns["target_ids"] = _targets(rows, processor)
     return Dataset(pa.table(columns))
@@ -68,14 +69,6 @@ def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
 def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor) -> DatasetDict:
     """Encode every part of a split."""
     return DatasetDict({name: encode_sequences(rows, processor) for name, rows in splits.items()})
-
-
-def with_known_targets(rows: Dataset) -> Dataset:
-    """The evaluation rows that have a rank: history and target are known."""
-    return rows.filter(
-        lambda targets, length: length > 0 and max(targets) > 0,
-        input_columns=["target_ids", "length"],
-    )
 
 
 def cooccurrence_table(

@@ -35,6 +35,7 @@ USER_METRICS = {
     "hit_rate": hit_rate_at_k,
 }
 IGNORED = -100
+TRAINER_K = 10
 TargetFilter = Literal["all", "new", "repeated"]
 
 
@@ -261,56 +262,44 @@ def results_table(results: Mapping[str, EvaluationResult], columns: Sequence[str
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
-def reduce_logits_to_ranks(
-    logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
+def reduce_logits_to_hits(
+    logits: torch.Tensor | tuple[torch.Tensor, ...], target_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Trainer's `preprocess_logits_for_metrics`: the rank of each row's target, int64 `[batch]`.
+    """Trainer's `preprocess_logits_for_metrics`: what metrics at 10 need, int64 `[batch, 11]`.
 
-    `rank = 1 + #(items above) + ceil(#(ties) / 2)`: among tied items the average place, rounded
-    up, so that a constant scorer gains nothing. A NaN counts as above. Token 0 is no competitor.
+    Column 0 is the number of targets, then whether each of the ten best items is one. So no
+    catalogue-sized scores are kept. Token 0 and items whose score is NaN or `-inf` are no hits.
 
     Args:
         logits: scores `[batch, vocab_size]`, or a tuple that starts with them.
-        labels: `[batch]` or `[batch, length]`; the last one that is not -100 is the target.
+        target_ids: `[batch, targets]`, -1 for a target that cannot be hit, -100 for padding.
 
-    Returns:
-        1-based ranks; -100 for a row without a target.
-
-    >>> reduce_logits_to_ranks(torch.tensor([[9.0, 1.0, 3.0, 2.0]]), torch.tensor([3]))
-    tensor([2])
+    >>> scores = torch.tensor([[9.0, 1.0, 3.0, 2.0]])
+    >>> reduce_logits_to_hits(scores, torch.tensor([[3, -1, -100]]))[0, :4].tolist()
+    [2, 0, 1, 0]
     """
     scores = logits[0] if isinstance(logits, tuple) else logits
-    if scores.ndim != 2 or len(scores) != len(labels):
+    if scores.ndim != 2 or target_ids.ndim != 2 or len(scores) != len(target_ids):
         raise ValueError(
-            f"expected scores [batch, vocab_size] for labels {tuple(labels.shape)}, "
-            f"got {tuple(scores.shape)}"
+            f"expected scores [batch, vocab_size] and target_ids [batch, targets], "
+            f"got {tuple(scores.shape)} and {tuple(target_ids.shape)}"
         )
-    labels = labels[:, None] if labels.ndim == 1 else labels
-    steps = torch.arange(1, labels.shape[1] + 1, device=labels.device)
-    last = ((labels != IGNORED) * steps).argmax(1, keepdim=True)
-    targets = labels.gather(1, last)[:, 0]  # [batch]
-    found = targets != IGNORED
-    items = scores[:, 1:]
-    own = items.gather(1, (targets.clamp_min(1) - 1)[:, None])
-    ties = (items == own).sum(1) - 1
-    above = (~(items <= own)).sum(1)
-    ranks = (1 + above + (ties.clamp_min(0) + 1) // 2).clamp_max(items.shape[1])
-    return torch.where(found, ranks, IGNORED)
+    items = scores[:, 1:].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    best, places = items.topk(min(TRAINER_K, items.shape[1]), dim=1)
+    hits = ((places + 1)[:, :, None] == target_ids[:, None, :]).any(2) & (best > -torch.inf)
+    hits = torch.nn.functional.pad(hits.long(), (0, TRAINER_K - hits.shape[1]))
+    return torch.cat([(target_ids != IGNORED).sum(1, keepdim=True), hits], dim=1)
 
 
-def compute_rank_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
-    """Trainer's `compute_metrics` on ranks r: NDCG@10 `1/log2(1+r)`, recall@10, MRR@10 `1/r`.
-
-    With one target a row; each is 0 where `r > 10`. Ranks below 1 are rows without a target.
-    """
+def compute_hit_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
+    """Trainer's `compute_metrics` on the output of [`reduce_logits_to_hits`]: means over users."""
     predictions = eval_prediction.predictions
-    ranks = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-    ranks = ranks[ranks > 0].astype(np.float64)
-    if not len(ranks):
-        raise ValueError("no row has a rank: do the evaluation rows have labels?")
-    inside = ranks <= 10
+    table = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    table = table[table[:, 0] > 0]
+    if not len(table):
+        raise ValueError("no row has a target: do the evaluation rows have target_ids?")
+    hits, num_relevant = table[:, 1:].astype(bool), table[:, 0]
     return {
-        "ndcg@10": float((inside / np.log2(1 + ranks)).mean()),
-        "recall@10": float(inside.mean()),
-        "mrr@10": float((inside / ranks).mean()),
+        f"{name}@{TRAINER_K}": float(USER_METRICS[name](hits, num_relevant, k=TRAINER_K).mean())
+        for name in ("ndcg", "recall", "mrr")
     }

@@ -28,28 +28,48 @@ def softmax_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
-def sampled_softmax_loss(
-    positive: Tensor, negatives: Tensor, positive_log_q: Tensor, negative_log_q: Tensor
-) -> Tensor:
+def sampled_softmax_loss(positive: Tensor, negatives: Tensor, negative_log_q: Tensor) -> Tensor:
     """Softmax over the label and sampled negatives with the logQ correction, `[positions]`.
 
-    Each logit is reduced by the log of the expected number of times its item is drawn
-    (Bengio and Senecal, 2008; Yi et al., 2019), which makes the gradient that of the full softmax
-    in expectation. A negative equal to the label is to be passed as `-inf`.
+    Each negative's logit is reduced by the log of the number of times that its item is expected to be
+    drawn (Bengio and Senecal, 2008; Yi et al., 2019), so that the sum over negatives estimates the
+    full softmax's. A negative equal to the label is to be passed as the lowest number.
 
     Args:
         positive: `[positions]` logit of the label.
         negatives: `[positions, negatives]` logits.
-        positive_log_q: `[positions]`; negative_log_q: `[negatives]`.
+        negative_log_q: `[negatives]`.
     """
-    corrected = torch.cat(
-        [(positive - positive_log_q)[:, None], negatives - negative_log_q[None, :]], dim=1
+    corrected = torch.cat([positive[:, None], negatives - negative_log_q], dim=1)
+    return torch.logsumexp(corrected, dim=1) - positive
+
+
+def targets_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """Mean over rows of the mean cross-entropy of a row's targets."""
+    known = target_ids > 0
+    chances = logits.log_softmax(-1).gather(1, target_ids.clamp_min(0))
+    losses = -(chances * known).sum(1) / known.sum(1).clamp_min(1)
+    return losses.sum() / known.any(1).sum().clamp_min(1)
+
+
+def pointwise_loss(logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> Tensor:
+    """Weighted binary cross-entropy of candidates; -100 is ignored."""
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"with candidate_ids, labels must have their shape {list(logits.shape)}, "
+            f"got {list(labels.shape)}"
+        )
+    known = labels != -100
+    given = None if label_weights is None else label_weights[known]
+    share = normalised_label_weights(given, int(known.sum()), logits)
+    losses = F.binary_cross_entropy_with_logits(
+        logits[known], labels[known].to(logits.dtype), reduction="none"
     )
-    return torch.logsumexp(corrected, dim=1) - corrected[:, 0]
+    return (losses * share).sum()
 
 
 def gbce_loss(positive: Tensor, negatives: Tensor, beta: float) -> Tensor:
-    """`-(beta * log sigmoid(s+) + sum log(1 - sigmoid(s-)) / 1)`, `[positions]`.
+    """`-(beta * log sigmoid(s+) + sum log(1 - sigmoid(s-)))`, `[positions]`.
 
     With `beta = 1` it is binary cross-entropy; gBCE (Petrov and Macdonald, 2023, eq. 10) sets
     `beta = a * (t * (1 - 1/a) + 1/a)` for a negative sampling rate `a` and calibration `t`.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
@@ -19,8 +18,10 @@ from .loss_implicitrec import (
     gbce_beta,
     gbce_loss,
     normalised_label_weights,
+    pointwise_loss,
     sampled_softmax_loss,
     softmax_loss,
+    targets_loss,
 )
 
 
@@ -31,7 +32,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
     config_class = ImplicitRecConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over labels already
+    accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
     _supports_sdpa = True
     _no_split_modules = ["ImplicitRecBlock"]
 
@@ -240,7 +241,9 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         labels: Tensor | None = None,
         label_weights: Tensor | None = None,
         candidate_ids: Tensor | None = None,
+        target_ids: Tensor | None = None,
         query_time: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
         """Scores after the last event, and the loss where labels are given.
@@ -250,7 +253,11 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
                 `candidate_ids`, `[batch, candidates]` of 0 and 1 (did it happen?).
             label_weights: of the shape of `labels`, not negative.
             candidate_ids: `[batch, candidates]` item tokens to score; all items by default.
+            target_ids: `[batch, targets]` all right answers for what follows the last event, in any
+                order; not positive ones are ignored. The loss is their mean cross-entropy.
             query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
+            num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
+                loss is divided by it in place of the batch's own sum of label weights.
         """
         hidden = self.model(
             input_ids, input_weights, event_type_ids, timestamps, attention_mask
@@ -266,11 +273,13 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         loss, logits = None, None
         pointwise = labels is not None and candidate_ids is not None
         if labels is not None and not pointwise:
-            loss = self._next_item_loss(hidden, batch, labels, label_weights)
-        if pointwise or not (self.training and labels is not None):
+            loss = self._next_item_loss(hidden, batch, labels, label_weights, num_items_in_batch)
+        if pointwise or target_ids is not None or not (self.training and labels is not None):
             logits = self._last_scores(hidden, batch, candidate_ids)
         if labels is not None and logits is not None and pointwise:
-            loss = _pointwise_loss(logits, labels, label_weights)
+            loss = pointwise_loss(logits, labels, label_weights)
+        elif target_ids is not None and logits is not None:
+            loss = targets_loss(logits, target_ids)
         return ImplicitRecScoringOutput(loss=loss, logits=logits, last_hidden_state=hidden)
 
     def _last_scores(self, hidden: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
@@ -282,16 +291,24 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         return self.head(hidden[rows, last], self.item_decoder.weight, history, candidate_ids)
 
     def _next_item_loss(
-        self, hidden: Tensor, batch: dict, labels: Tensor, label_weights: Tensor | None
+        self,
+        hidden: Tensor,
+        batch: dict,
+        labels: Tensor,
+        label_weights: Tensor | None,
+        num_items: Tensor | int | None,
     ) -> Tensor:
         rows, columns = torch.nonzero(labels != -100, as_tuple=True)
         if not len(rows):
             return hidden.sum() * 0
         given = None if label_weights is None else label_weights[rows, columns]
-        share = normalised_label_weights(given, len(rows), hidden)
+        if num_items is None:
+            share = normalised_label_weights(given, len(rows), hidden)
+        else:
+            share = (torch.ones_like(rows) if given is None else given) / num_items
         targets = labels[rows, columns]
-        draws = self._draw_negatives() if self.config.loss_type != "softmax" else None
-        names, parameters = zip(*self.head.named_parameters()) if _has(self.head) else ((), ())
+        draws = self._draw_negatives(targets) if self.config.loss_type != "softmax" else None
+        names = [name for name, _ in self.head.named_parameters()]
 
         def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
             history = gather_history(batch, rows[at], columns[at]) | {"labels": targets[at]}
@@ -302,14 +319,24 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
 
             return (self._position_losses(score, targets[at], draws) * share[at]).sum()
 
-        tensors = [self.item_decoder.weight, *parameters]
+        tensors = [self.item_decoder.weight, *self.head.parameters()]
         states = hidden[rows, columns]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
 
-    def _draw_negatives(self) -> Tensor:
-        return torch.randint(
-            1, self.config.vocab_size, (self.config.num_negatives,), device=self.device
-        )
+    def _draw_negatives(self, targets: Tensor) -> Tensor:
+        """Shared negatives: uniform over the catalogue, and a share from the batch's labels."""
+        in_batch = int(self.config.num_negatives * self.config.in_batch_share)
+        uniform = self.config.num_negatives - in_batch
+        drawn = torch.randint(1, self.config.vocab_size, (uniform,), device=targets.device)
+        chosen = torch.randint(len(targets), (in_batch,), device=targets.device)
+        return torch.cat([drawn, targets[chosen]])
+
+    def _log_expected_draws(self, items: Tensor) -> Tensor:
+        """Log of how often `_draw_negatives` is expected to draw each item."""
+        in_batch = int(self.config.num_negatives * self.config.in_batch_share)
+        uniform = self.config.num_negatives - in_batch
+        popularity = self.item_frequency[items] / self.item_frequency[1:].sum()
+        return (uniform / (self.config.vocab_size - 1) + in_batch * popularity).log()
 
     def _position_losses(self, score, targets: Tensor, negatives: Tensor | None) -> Tensor:
         config = self.config
@@ -319,9 +346,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         lowest = torch.finfo(positive.dtype).min
         others = score(negatives).masked_fill(negatives[None] == targets[:, None], lowest)
         if config.loss_type == "sampled_softmax":
-            expected = torch.tensor(config.num_negatives / (config.vocab_size - 1)).log()
-            log_q = expected.to(positive).expand(len(negatives))
-            return sampled_softmax_loss(positive, others, positive.new_zeros(len(targets)), log_q)
+            return sampled_softmax_loss(positive, others, self._log_expected_draws(negatives))
         beta = 1.0
         if config.loss_type == "gbce":
             items = config.vocab_size - 1
@@ -364,23 +389,3 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         tokens = places if candidate_ids is None else candidate_ids.gather(1, places)
         tokens = tokens.masked_fill(best == -torch.inf, 0)
         return ImplicitRecRecommendation(item_tokens=tokens, scores=best)
-
-
-def _has(head: nn.Module) -> bool:
-    return next(head.parameters(), None) is not None
-
-
-def _pointwise_loss(logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> Tensor:
-    """Weighted binary cross-entropy of candidates; -100 is ignored."""
-    if labels.shape != logits.shape:
-        raise ValueError(
-            f"with candidate_ids, labels must have their shape {list(logits.shape)}, "
-            f"got {list(labels.shape)}"
-        )
-    known = labels != -100
-    given = None if label_weights is None else label_weights[known]
-    share = normalised_label_weights(given, int(known.sum()), logits)
-    losses = F.binary_cross_entropy_with_logits(
-        logits[known], labels[known].to(logits.dtype), reduction="none"
-    )
-    return (losses * share).sum()

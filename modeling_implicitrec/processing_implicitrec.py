@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ COLUMNS = {
     "item_duration": "item_durations",
     "count": "counts",
 }
+UNWEIGHTED = ("item_id", "timestamp")
 LENGTH_GROUPS = 5
 QUANTILES = 64
 SAMPLE = 1_000_000
+LISTS = (Sequence, np.ndarray)
 
 
 class ImplicitRecProcessor(ProcessorMixin):
@@ -47,6 +49,9 @@ class ImplicitRecProcessor(ProcessorMixin):
         max_weight: float = 10.0,
         half_life: float | None = None,
         max_length: int | None = None,
+        event_types: list | None = None,
+        use_counts: bool = True,
+        use_durations: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -57,6 +62,9 @@ class ImplicitRecProcessor(ProcessorMixin):
         self.max_weight = max_weight
         self.half_life = half_life
         self.max_length = max_length
+        self.event_types = list(self.event_type_weights) if event_types is None else event_types
+        self.use_counts = use_counts
+        self.use_durations = use_durations
 
     @classmethod
     def fit(
@@ -64,6 +72,8 @@ class ImplicitRecProcessor(ProcessorMixin):
         events: Any,
         *,
         event_type_weights: Mapping[str, float] | None = None,
+        use_counts: bool = True,
+        use_durations: bool = True,
         half_life: float | None = None,
         max_weight: float = 10.0,
         min_item_count: int = 1,
@@ -73,8 +83,11 @@ class ImplicitRecProcessor(ProcessorMixin):
 
         Args:
             events: flat columns `item_id` and any of `event_type`, `count`, `duration` (seconds) and
-                `item_duration` (seconds), as a mapping or DataFrame; or a list of such batches.
-            event_type_weights: factor per event type, 1 where not named.
+                `item_duration` (seconds), as a mapping or DataFrame; or batches of them that can be read twice.
+            event_type_weights: factor per event type, 1 where not named. A type that is named but
+                not in the events keeps its factor and has id 0.
+            use_counts: whether `count` has a part in the weight.
+            use_durations: whether `duration` has.
             half_life: seconds after which an event's weight has halved, before the last event.
             max_weight: weights are clipped here; the mean over training events is 1.
             min_item_count: items with fewer events are no tokens.
@@ -83,24 +96,21 @@ class ImplicitRecProcessor(ProcessorMixin):
         Raises:
             ValueError: for a missing or empty `item_id`, or factors that leave no weight.
         """
-        batches = [events] if "item_id" in events else events
-        if not isinstance(batches, Iterable) or not all("item_id" in batch for batch in batches):
-            raise ValueError("events must have a column item_id (or be batches that have it)")
-        vocabulary = count_items((np.asarray(b["item_id"]) for b in batches), min_item_count)
-        factors = _type_factors(batches, event_type_weights or {})
-        groups, quantiles = _duration_tables(batches)
-        processor = cls(factors, groups, quantiles, 1.0, max_weight, half_life, max_length)
+        batches = _batches(events)
+        for name, number in {"half_life": half_life, "max_weight": max_weight}.items():
+            if number is not None and not (np.isfinite(number) and number > 0):
+                raise ValueError(f"{name} must be finite and positive, got {number}")
+        vocabulary = count_items((b["item_id"] for b in batches), min_item_count)
+        types, factors = _type_factors(batches, event_type_weights or {})
+        groups, tables = _duration_tables(batches) if use_durations else ([], [])
+        processor = cls(factors, groups, tables, 1.0, max_weight, half_life, max_length)
+        processor.event_types = types
+        processor.use_counts, processor.use_durations = use_counts, use_durations
         processor.vocabulary = vocabulary
         total, size = 0.0, 0
         for batch in batches:
-            columns = {
-                n: p
-                for n, p in COLUMNS.items()
-                if n in batch and p.endswith(("types", "counts", "durations"))
-            }
-            raw = processor._raw(
-                {plural: batch[name] for name, plural in columns.items()}, len(batch["item_id"])
-            )
+            columns = {COLUMNS[n]: batch[n] for n in COLUMNS if n in batch and n not in UNWEIGHTED}
+            raw = processor._raw(columns, len(batch["item_id"]))
             total, size = total + float(raw.sum()), size + len(raw)
         if not total > 0:
             raise ValueError(
@@ -115,14 +125,9 @@ class ImplicitRecProcessor(ProcessorMixin):
         return len(self.vocabulary) + 1
 
     @property
-    def event_types(self) -> list[str]:
-        """Known event types; the id of the first is 1."""
-        return list(self.event_type_weights)
-
-    @property
     def num_event_types(self) -> int:
         """Event type ids including 0."""
-        return len(self.event_type_weights) + 1
+        return len(self.event_types) + 1
 
     @property
     def item_counts(self) -> np.ndarray:
@@ -143,9 +148,12 @@ class ImplicitRecProcessor(ProcessorMixin):
         return self.vocabulary.decode(tokens)
 
     def encode_event_types(self, event_types: Iterable) -> np.ndarray:
-        """Event type ids, 0 for an unknown or missing one."""
-        ids = {name: place for place, name in enumerate(self.event_type_weights, start=1)}
-        return np.array([ids.get(name, 0) for name in event_types], dtype=np.int64)
+        """Event type ids `int64`, 0 for an unknown or missing one."""
+        names = _names(event_types)
+        ids = np.zeros(len(names), dtype=np.int64)
+        for place, name in enumerate(self.event_types, start=1):
+            ids[names == name] = place
+        return ids
 
     def check_model(self, config: Any) -> None:
         """Raise `ValueError` where a model's configuration belongs to another vocabulary."""
@@ -162,41 +170,60 @@ class ImplicitRecProcessor(ProcessorMixin):
                     f"and {own} in the processor"
                 )
 
-    def weights(self, *, ages: Any = None, **columns: Any) -> np.ndarray:
-        """Weights of events, float32.
+    def weights(
+        self,
+        *,
+        event_types: Any = None,
+        counts: Any = None,
+        durations: Any = None,
+        item_durations: Any = None,
+        ages: Any = None,
+    ) -> np.ndarray:
+        """Weights of events, float32, from columns of equal length; one that is None plays no part.
 
         Args:
             ages: seconds before the last event; used where the processor has a half-life.
-            columns: `event_types`, `counts`, `durations`, `item_durations`, of equal length.
 
         Raises:
-            ValueError: for a negative or infinite count or duration.
+            ValueError: for a negative or infinite strength or age, or unequal lengths.
         """
+        columns = {"event_types": event_types, "counts": counts, "durations": durations}
+        columns |= {"item_durations": item_durations, "ages": ages}
         given = {name: values for name, values in columns.items() if values is not None}
-        size = len(next(iter(given.values()), ages if ages is not None else []))
-        raw = self._raw(given, size)
-        if self.half_life and ages is not None:
-            raw = raw * np.exp2(-np.asarray(ages, dtype=np.float64) / self.half_life)
+        return self._weights(given, len(next(iter(given.values()), [])))
+
+    def _weights(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
+        raw = self._raw(columns, size)
+        if self.half_life and "ages" in columns:
+            raw = raw * np.exp2(-np.nan_to_num(_strengths(columns["ages"], "age")) / self.half_life)
         return np.clip(raw / self.mean_raw_weight, 0, self.max_weight).astype(np.float32)
 
     def _raw(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
+        """Weights before scaling, decay and clipping."""
+        for name, values in columns.items():
+            if len(values) != size:
+                raise ValueError(
+                    f"{name} must have {size} values like the others, got {len(values)}"
+                )
         raw = np.ones(size)
-        if "event_types" in columns:
-            factors = np.array([1.0, *self.event_type_weights.values()])
-            raw = raw * factors[self.encode_event_types(columns["event_types"])]
+        if "event_types" in columns and self.event_type_weights:
+            names = _names(columns["event_types"])
+            for name, factor in self.event_type_weights.items():
+                raw[names == name] = factor
         if "counts" in columns:
             counts = _strengths(columns["counts"], "count")
-            raw = raw * np.where(np.isnan(counts), 1.0, np.log2(1 + counts))
-        if "durations" in columns and self.duration_quantiles:
+            if self.use_counts:
+                raw = raw * np.where(np.isnan(counts), 1.0, np.log2(1 + counts))
+        if "durations" in columns:
             durations = _strengths(columns["durations"], "duration")
-            lengths = _strengths(
-                columns.get("item_durations", np.full(size, np.nan)), "item_duration"
-            )
-            raw = raw * self._duration_factor(durations, lengths)
+            unknown = np.full(size, np.nan)
+            lengths = _strengths(columns.get("item_durations", unknown), "item_duration")
+            if self.use_durations and self.duration_quantiles:
+                raw = raw * self._duration_factor(durations, lengths)
         return raw
 
     def _duration_factor(self, durations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        group = np.searchsorted(self.length_groups, np.nan_to_num(lengths), side="right")
+        group = _length_group(lengths, self.length_groups)
         factor = np.ones(len(durations))
         for place, thresholds in enumerate(self.duration_quantiles):
             own = (group == place) & ~np.isnan(durations)
@@ -225,13 +252,17 @@ class ImplicitRecProcessor(ProcessorMixin):
         Raises:
             ValueError: for another nesting, unequal columns, wrong id types or impossible strengths.
         """
+        limit = self.max_length if max_length is None else max_length
+        if limit is not None and limit < 1:
+            raise ValueError(f"max_length must be at least 1, got {limit}")
+        if unknown_items not in ("drop", "error"):
+            raise ValueError(f"unknown_items must be 'drop' or 'error', got {unknown_items!r}")
         columns = [_columns(history, place) for place, history in enumerate(_split(histories))]
         timed = all("timestamps" in history for history in columns)
-        limit = max_length or self.max_length
-        rows = [self._encode(h, i, limit, unknown_items, timed) for i, h in enumerate(columns)]
+        rows = [self._encode(h, i, limit, unknown_items) for i, h in enumerate(columns)]
         width = max(1, max(len(row["input_ids"]) for row in rows))
         names = ["input_ids", "input_weights", "attention_mask"]
-        names += ["event_type_ids"] * bool(self.event_type_weights) + ["timestamps"] * timed
+        names += ["event_type_ids"] * bool(self.event_types) + ["timestamps"] * timed
         padded = {
             name: np.stack([np.pad(row[name], (0, width - len(row[name]))) for row in rows])
             for name in names
@@ -239,25 +270,23 @@ class ImplicitRecProcessor(ProcessorMixin):
         return BatchFeature(padded, tensor_type=return_tensors)
 
     def _encode(
-        self, history: dict, place: int, limit: int | None, unknown_items: str, timed: bool
+        self, history: dict, place: int, limit: int | None, unknown_items: str
     ) -> dict[str, np.ndarray]:
-        tokens = self.encode_items(history["item_ids"])
+        """One history, not padded. What it holds does not depend on the others of its batch."""
+        try:
+            times = _times(history)
+            given = {n: v for n, v in history.items() if n not in ("item_ids", "timestamps")}
+            if "timestamps" in history:
+                given["ages"] = times.max(initial=0) - times if len(times) else times
+            tokens = self.encode_items(history["item_ids"])
+            weights = self._weights(given, len(tokens))
+        except ValueError as error:
+            raise ValueError(f"history {place}: {error}") from error
         if unknown_items == "error" and (tokens < 0).any():
             first = history["item_ids"][int((tokens < 0).argmax())]
             raise ValueError(f"history {place}: item {first!r} is not in the vocabulary")
-        times = (
-            np.asarray(history["timestamps"], dtype=np.int64) if timed else np.arange(len(tokens))
-        )
-        order = np.argsort(times, kind="stable")
-        given = {n: v for n, v in history.items() if n not in ("item_ids", "timestamps")}
-        ages = times.max(initial=0) - times if timed else None
-        try:
-            weights = (
-                self.weights(ages=ages, **given) if given or timed else self._even(len(tokens))
-            )
-        except ValueError as error:
-            raise ValueError(f"history {place}: {error}") from error
         types = self.encode_event_types(history.get("event_types", [None] * len(tokens)))
+        order = np.argsort(times, kind="stable")
         kept = order[tokens[order] > 0]
         kept = kept[-limit:] if limit else kept
         return {
@@ -268,8 +297,43 @@ class ImplicitRecProcessor(ProcessorMixin):
             "timestamps": times[kept],
         }
 
-    def _even(self, size: int) -> np.ndarray:
-        return self.weights(ages=np.zeros(size))
+    def encode_flat(
+        self,
+        item_ids: Any,
+        offsets: np.ndarray,
+        *,
+        codes: np.ndarray | None = None,
+        **columns: Any,
+    ) -> dict[str, np.ndarray]:
+        """Encode whole flat columns at once; rows are in time order.
+
+        Args:
+            item_ids: an id per event, or with `codes` the distinct ids.
+            offsets: row r is the events `offsets[r]` to `offsets[r + 1]`, as in an Arrow list.
+            codes: per event, the place of its item in `item_ids` (dictionary encoding).
+            columns: `timestamps`, `event_types`, `counts`, `durations`, `item_durations`.
+
+        Returns:
+            Flat `input_ids` (-1 for an unknown item), `input_weights`, and `event_type_ids` where the
+            processor knows event types.
+        """
+        if set(columns) - set(COLUMNS.values()):
+            raise ValueError(f"expected columns of {list(COLUMNS.values())}, got {list(columns)}")
+        tokens = self.encode_items(item_ids)
+        tokens = tokens if codes is None else tokens[codes]
+        size, sizes = len(tokens), np.diff(offsets)
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != size or (sizes < 0).any():
+            raise ValueError(f"offsets must rise from 0 to the number of events, {size}")
+        given = {n: v for n, v in columns.items() if v is not None and n != "timestamps"}
+        if columns.get("timestamps") is not None and size:
+            times = _times({"timestamps": columns["timestamps"], "item_ids": tokens})
+            last = np.maximum.reduceat(times, offsets[:-1][sizes > 0])
+            given["ages"] = np.repeat(last, sizes[sizes > 0]) - times
+        encoded = {"input_ids": tokens, "input_weights": self._weights(given, size)}
+        if self.event_types:
+            names = given.get("event_types", np.full(size, None))
+            encoded["event_type_ids"] = self.encode_event_types(names)
+        return encoded
 
     def save_pretrained(
         self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any
@@ -277,7 +341,13 @@ class ImplicitRecProcessor(ProcessorMixin):
         """Write the processor's files, the vocabulary among them."""
         os.makedirs(save_directory, exist_ok=True)
         self.vocabulary.save(save_directory)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if not push_to_hub:
+            return super().save_pretrained(save_directory, **kwargs)
+        # The inherited upload would leave out what was written before it: upload a fresh folder.
+        files = super().save_pretrained(save_directory)
+        repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+        self.push_to_hub(repo_id, **kwargs)
+        return files
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         fields = super().to_dict(*args, **kwargs)
@@ -288,43 +358,73 @@ class ImplicitRecProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):  # type: ignore[override]
         """Load from a folder or a Hub repository."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        wanted = (
-            "revision",
-            "token",
-            "cache_dir",
-            "local_files_only",
-            "subfolder",
-            "force_download",
-        )
-        path = cached_file(
-            pretrained_model_name_or_path,
-            FILE_NAME,
-            **{k: kwargs[k] for k in wanted if k in kwargs},
-        )
+        wanted = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
+        wanted |= {"force_download"}
+        given = {name: kwargs[name] for name in wanted & set(kwargs)}
+        path = cached_file(pretrained_model_name_or_path, FILE_NAME, **given)
         processor.vocabulary = ItemVocabulary.load(str(path))
         return processor
 
 
+def _batches(events: Any) -> list | Iterable:
+    """The batches of a log, each a mapping with a column `item_id`."""
+    batches = [events] if isinstance(events, Mapping) or "item_id" in events else events
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            "batches of events are read more than once: expected a list, got an iterator"
+        )
+    if not all("item_id" in batch for batch in batches):
+        raise ValueError("events must have a column item_id (or be batches that have it)")
+    return batches
+
+
 def _strengths(values: Any, name: str) -> np.ndarray:
-    numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-    wrong = np.isinf(numbers) | (numbers < 0)
-    if wrong.any():
-        raise ValueError(f"{name} must be finite and not negative, got {numbers[wrong][0]}")
+    numbers = np.asarray(values)
+    if numbers.dtype.kind not in "iuf":
+        numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    numbers = numbers.astype(np.float64, copy=False)
+    wrong = np.flatnonzero(np.isinf(numbers) | (numbers < 0))
+    if len(wrong):
+        first = wrong[0]
+        raise ValueError(
+            f"{name} must be finite and not negative, got {numbers[first]} at event {first}"
+        )
     return numbers
 
 
-def _type_factors(batches: Any, given: Mapping[str, float]) -> dict[str, float]:
+def _names(event_types: Any) -> np.ndarray:
+    return np.asarray(event_types, dtype=object)
+
+
+def _times(history: Mapping[str, Any]) -> np.ndarray:
+    """Seconds as int64; the places where a history has no times."""
+    if "timestamps" not in history:
+        return np.arange(len(history["item_ids"]))
+    times = np.asarray(history["timestamps"])
+    if len(times) and (times.dtype.kind not in "iuf" or not np.isfinite(times).all()):
+        raise ValueError(f"timestamps must be a number of seconds for every event, got {times!r}")
+    return times.astype(np.int64)
+
+
+def _type_factors(batches: Any, given: Mapping[str, float]) -> tuple[list, dict[str, float]]:
+    """Event types by falling count, and the factor of each and of those only `given`."""
     total: Counter = Counter()
     for batch in batches:
         if "event_type" in batch:
-            total.update(str(name) for name in batch["event_type"] if name is not None)
+            total.update(name for name in batch["event_type"] if isinstance(name, str))
     for name, factor in given.items():
         if not (np.isfinite(factor) and factor >= 0):
             raise ValueError(
                 f"the factor of {name!r} must be finite and not negative, got {factor}"
             )
     order = sorted(total, key=lambda name: (-total[name], name))
-    return {name: float(given.get(name, 1.0)) for name in order}
+    return order, {name: float(given.get(name, 1.0)) for name in [*order, *given]}
+
+
+def _length_group(lengths: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
+    """The group of each content length; the last one is for an unknown length."""
+    group = np.searchsorted(cuts, np.nan_to_num(lengths), side="right")
+    return np.where(np.isnan(lengths), len(cuts) + 1, group)
 
 
 def _duration_tables(batches: Any) -> tuple[list, list]:
@@ -333,29 +433,28 @@ def _duration_tables(batches: Any) -> tuple[list, list]:
     for batch in batches:
         if "duration" in batch:
             found = _strengths(batch["duration"], "duration")
+            unknown = np.full(len(found), np.nan)
+            known = batch["item_duration"] if "item_duration" in batch else unknown
             durations.append(found)
-            known = (
-                batch["item_duration"] if "item_duration" in batch else np.full(len(found), np.nan)
-            )
             lengths.append(_strengths(known, "item_duration"))
-    if not durations:
+    duration = np.concatenate([*durations, np.empty(0)])
+    length = np.concatenate([*lengths, np.empty(0)])
+    timed = ~np.isnan(duration)
+    duration, length = duration[timed], length[timed]
+    if not len(duration):
         return [], []
-    duration, length = np.concatenate(durations), np.concatenate(lengths)
     if len(duration) > SAMPLE:
         chosen = np.random.default_rng(0).choice(len(duration), SAMPLE, replace=False)
         duration, length = duration[chosen], length[chosen]
     known = length[~np.isnan(length)]
     shares = np.arange(1, LENGTH_GROUPS) / LENGTH_GROUPS
     cuts = np.unique(np.quantile(known, shares)) if len(known) else np.empty(0)
-    group = np.searchsorted(cuts, np.nan_to_num(length), side="right")
+    group = _length_group(length, cuts)
     steps = (np.arange(QUANTILES) + 1) / QUANTILES
-    tables = []
-    for place in range(len(cuts) + 1):
-        own = duration[(group == place) & ~np.isnan(duration)]
-        tables.append(
-            np.quantile(own, steps, method="inverted_cdf").tolist() if len(own) else [0.0]
-        )
-    return cuts.tolist(), tables
+    owns = [duration[group == place] for place in range(len(cuts) + 1)]
+    # An unknown length, and a group with no duration to learn from, take all durations together.
+    tables = [own if len(own) else duration for own in [*owns, duration]]
+    return cuts.tolist(), [np.quantile(t, steps, method="inverted_cdf").tolist() for t in tables]
 
 
 def _split(histories: Any) -> list:
@@ -364,6 +463,9 @@ def _split(histories: Any) -> list:
         if "item_ids" not in histories:
             raise ValueError(f"expected a column item_ids, got {sorted(histories)}")
         names = [name for name in COLUMNS.values() if name in histories]
+        sizes = {name: len(histories[name]) for name in names}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"expected columns with one list per history, got lengths {sizes}")
         return _split([dict(zip(names, values)) for values in zip(*(histories[n] for n in names))])
     if isinstance(histories, str) or not isinstance(histories, Sequence) or not len(histories):
         raise ValueError(f"expected a list of one or more histories, got {histories!r}")
@@ -374,7 +476,7 @@ def _columns(history: Any, place: int) -> dict[str, Any]:
     """One history as list columns."""
     if isinstance(history, Mapping):
         columns = {name: history[name] for name in COLUMNS.values() if name in history}
-    elif isinstance(history, str) or not isinstance(history, Sequence | np.ndarray):
+    elif isinstance(history, str) or not isinstance(history, LISTS):
         raise ValueError(f"history {place}: expected a list of items or events, got {history!r}")
     elif len(history) and isinstance(history[0], Mapping):
         names = {key for event in history for key in event} & set(COLUMNS)
@@ -383,10 +485,13 @@ def _columns(history: Any, place: int) -> dict[str, Any]:
         columns = {"item_ids": history}
     if "item_ids" not in columns:
         raise ValueError(f"history {place}: expected item_id in every event, got {history!r}")
+    columns = {name: values for name, values in columns.items() if values is not None}
+    size = len(columns["item_ids"]) if isinstance(columns["item_ids"], LISTS) else 0
     for name, values in columns.items():
-        if isinstance(values, str) or len(values) != len(columns["item_ids"]):
+        if isinstance(values, str) or not isinstance(values, LISTS) or len(values) != size:
             raise ValueError(
-                f"history {place}: {name} must have the length of item_ids "
-                f"{len(columns['item_ids'])}, got {values!r}"
+                f"history {place}: expected {name} to be a list as long as item_ids, got {values!r}"
             )
+    if all(time is None for time in columns.get("timestamps", [])):
+        columns.pop("timestamps", None)
     return columns

@@ -19,12 +19,14 @@ class ModelScorer:
     def __init__(self, model: ImplicitRecForScoring, name: str = "implicitrec") -> None:
         self.model = model.eval()
         self.name = name
-        self.collator = DataCollatorForNextItem(model.config.max_position_embeddings)
+        self.collator = DataCollatorForNextItem(
+            model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
+        )
 
     @torch.no_grad()
     def score(self, rows: Sequence[Mapping[str, list]]) -> torch.Tensor:
         """`[rows, vocab_size]` float scores."""
         batch = self.collator([{**row, "target_ids": []} for row in rows])
-        del batch["labels"]
+        del batch["target_ids"]
         inputs = {name: values.to(self.model.device) for name, values in batch.items()}
         return self.model(**inputs).logits.float().cpu()

@@ -3,8 +3,9 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,8 +14,45 @@ from safetensors.numpy import save_file
 FILE_NAME = "item_vocabulary.safetensors"
 
 
-def _hash(text: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+BLOCK = 1_000_000  # strings looked up at a time, to bound memory
+
+
+def _hashes(texts: Sequence[bytes]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _flat(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes end to end, and the offsets of each text."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.frombuffer(b"".join(texts), dtype=np.uint8), offsets
+
+
+def read_ids(ids: Any) -> np.ndarray | list[str]:
+    """Item ids as an int64 array, or as a list of strings.
+
+    Raises:
+        ValueError: for another type of id, both types at once, or something that is no flat list.
+    """
+    values = list(ids) if isinstance(ids, list | tuple | Iterator) else np.asarray(ids)
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise ValueError(f"expected a flat list of item ids, got {ids!r}")
+        if values.dtype.kind == "i":
+            return values.astype(np.int64, copy=False)
+        values = values.tolist()
+    kinds = set(map(type, values))
+    if all(issubclass(kind, str) for kind in kinds):
+        return values
+    if all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds):
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError as error:
+            raise ValueError("integer item ids must fit in 64 bits") from error
+    allowed = str if isinstance(values[0], str) else (int, np.integer)
+    odd = next(v for v in values if isinstance(v, bool) or not isinstance(v, allowed))
+    raise ValueError(f"item ids must be all integers or all strings, got {odd!r} among them")
 
 
 class ItemVocabulary:
@@ -32,18 +70,20 @@ class ItemVocabulary:
         self.arrays = arrays
         self.counts = arrays["counts"]
         self.of_strings = "bytes" in arrays
+        self._fingerprint: str | None = None
+
+    def __deepcopy__(self, memo: dict) -> "ItemVocabulary":
+        return self  # never changed after it is made, and large
 
     @classmethod
-    def from_counts(cls, ids: Sequence, counts: np.ndarray) -> "ItemVocabulary":
+    def from_counts(cls, ids: np.ndarray | list[str], counts: np.ndarray) -> "ItemVocabulary":
         """A vocabulary of distinct `ids`, all integers or all strings, in token order."""
         keys: np.ndarray
         arrays: dict[str, np.ndarray] = {"counts": np.asarray(counts, dtype=np.int64)}
-        if len(ids) and isinstance(ids[0], str):
+        if isinstance(ids, list):
             encoded = [text.encode() for text in ids]
-            keys = np.fromiter((_hash(text) for text in encoded), np.uint64, len(encoded))
-            lengths = np.fromiter((len(text) for text in encoded), np.int64, len(encoded))
-            arrays["bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-            arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            keys = _hashes(encoded)
+            arrays["bytes"], arrays["offsets"] = _flat(encoded)
         else:
             keys = arrays["ids"] = np.asarray(ids, dtype=np.int64)
         arrays["order"] = np.argsort(keys, kind="stable").astype(np.int64)
@@ -56,11 +96,12 @@ class ItemVocabulary:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the ids in token order."""
-        names = ("bytes", "offsets") if self.of_strings else ("ids",)
-        digest = hashlib.sha256()
-        for name in names:
-            digest.update(np.ascontiguousarray(self.arrays[name]).tobytes())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name in ("bytes", "offsets") if self.of_strings else ("ids",):
+                digest.update(np.ascontiguousarray(self.arrays[name]).data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def encode(self, ids: Iterable) -> np.ndarray:
         """Tokens `int64`, -1 for an unknown id.
@@ -68,32 +109,50 @@ class ItemVocabulary:
         Raises:
             ValueError: for strings where the vocabulary holds integers, or the other way round.
         """
-        values = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
-        kind = str if self.of_strings else (int, np.integer)
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, kind):
-                expected = "strings" if self.of_strings else "integers"
-                raise ValueError(f"item ids of this processor are {expected}, got {value!r}")
-        if self.of_strings:
-            return np.fromiter(
-                (self._find(text.encode()) for text in values), np.int64, len(values)
-            )
-        wanted = np.asarray(values, dtype=np.int64)
-        if not len(self) or not len(wanted):
-            return np.full(len(wanted), -1, dtype=np.int64)
+        values = read_ids(ids)
+        if not len(values):
+            return np.empty(0, dtype=np.int64)
+        if isinstance(values, list) != self.of_strings:
+            expected = "strings" if self.of_strings else "integers"
+            got = values[0] if isinstance(values, list) else int(values[0])
+            raise ValueError(f"item ids of this processor are {expected}, got {got!r}")
+        if isinstance(values, list):
+            blocks = (values[i : i + BLOCK] for i in range(0, len(values), BLOCK))
+            return np.concatenate([self._find([v.encode() for v in block]) for block in blocks])
         keys = self.arrays["sorted"]
-        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return np.where(keys[place] == wanted, self.arrays["order"][place] + 1, -1)
+        place = np.searchsorted(keys, values).clip(max=len(keys) - 1)
+        return np.where(keys[place] == values, self.arrays["order"][place] + 1, -1)
 
-    def _find(self, text: bytes) -> int:
-        keys, key = self.arrays["sorted"], np.uint64(_hash(text))
-        place = int(np.searchsorted(keys, key))
-        while place < len(keys) and keys[place] == key:
-            index = int(self.arrays["order"][place])
-            if self._text(index) == text:
-                return index + 1
-            place += 1
-        return -1
+    def _find(self, texts: list[bytes]) -> np.ndarray:
+        """Tokens of strings: every place of a run of equal hashes is tried."""
+        keys, wanted = self.arrays["sorted"], _hashes(texts)
+        data, offsets = _flat(texts)
+        place = np.searchsorted(keys, wanted)
+        tokens = np.full(len(texts), -1, dtype=np.int64)
+        open_ = np.arange(len(texts))
+        while len(open_):
+            at = place[open_].clip(max=len(keys) - 1)
+            open_ = open_[(place[open_] < len(keys)) & (keys[at] == wanted[open_])]
+            index = self.arrays["order"][place[open_]]
+            same = self._same_text(index, data, offsets[open_], offsets[open_ + 1])
+            tokens[open_[same]] = index[same] + 1
+            open_ = open_[~same]
+            place[open_] += 1
+        return tokens
+
+    def _same_text(
+        self, index: np.ndarray, data: np.ndarray, starts: np.ndarray, ends: np.ndarray
+    ) -> np.ndarray:
+        """Whether item `index[i]` has the bytes `data[starts[i]:ends[i]]`."""
+        own, lengths = self.arrays["offsets"][index], ends - starts
+        same = self.arrays["offsets"][index + 1] - own == lengths
+        size = lengths[same]
+        step = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        left = self.arrays["bytes"][np.repeat(own[same], size) + step]
+        differs = left != data[np.repeat(starts[same], size) + step]
+        wrong = np.repeat(np.flatnonzero(same), size)[differs]
+        same[wrong] = False
+        return same
 
     def _text(self, index: int) -> bytes:
         start, end = self.arrays["offsets"][index : index + 2]
@@ -129,8 +188,9 @@ class ItemVocabulary:
             ValueError: where the file is truncated or its parts do not fit together.
         """
         try:
-            with safe_open(path, framework="np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # As torch tensors they stay mapped; as numpy arrays the reader would copy them.
+            with safe_open(path, framework="pt") as file:
+                arrays = {n: file.get_tensor(n).numpy() for n in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is no complete item vocabulary: {error}") from error
         _check(arrays, path)
@@ -146,30 +206,62 @@ def _check(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
         raise ValueError(
             f"{path} holds {sorted(arrays)}, expected {sorted(known[0])} or {sorted(known[1])}"
         )
-    size = len(arrays["counts"])
-    right = all(len(arrays[name]) == size for name in set(arrays) & {"order", "sorted", "ids"})
-    if right and size:
-        right = arrays["order"].min() >= 0 and arrays["order"].max() < size
-    if right and "offsets" in arrays:
-        offsets = arrays["offsets"]
-        right = len(offsets) == size + 1 and offsets[0] == 0 and offsets[-1] == len(arrays["bytes"])
-        right = right and bool((np.diff(offsets) >= 0).all())
+    right = all(
+        part.ndim == 1 and part.dtype == _dtype(name, "bytes" in arrays)
+        for name, part in arrays.items()
+    )
+    right = right and _sizes_fit(arrays) and _order_fits(arrays)
     if not right:
         raise ValueError(f"the parts of the item vocabulary in {path} do not fit together")
 
 
+def _dtype(name: str, of_strings: bool) -> type:
+    hashes = name == "sorted" and of_strings
+    return np.uint8 if name == "bytes" else np.uint64 if hashes else np.int64
+
+
+def _sizes_fit(arrays: dict[str, np.ndarray]) -> bool:
+    size = len(arrays["counts"])
+    fits = all(len(arrays[name]) == size for name in set(arrays) & {"order", "sorted", "ids"})
+    if fits and "offsets" in arrays:
+        offsets = arrays["offsets"]
+        fits = len(offsets) == size + 1 and offsets[0] == 0 and offsets[-1] == len(arrays["bytes"])
+        fits = fits and bool((offsets[:-1] <= offsets[1:]).all())
+    return size > 0 and fits and bool(arrays["counts"].min() >= 0)
+
+
+def _order_fits(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether `order` names every place once and leads to `sorted`."""
+    order, keys = arrays["order"], arrays["sorted"]
+    if order.min() < 0 or order.max() >= len(order) or not (keys[:-1] <= keys[1:]).all():
+        return False
+    seen = np.zeros(len(order), dtype=bool)
+    seen[order] = True
+    return bool(seen.all()) and ("ids" not in arrays or bool((arrays["ids"][order] == keys).all()))
+
+
 def count_items(batches: Iterable, min_count: int) -> ItemVocabulary:
     """The vocabulary of flat id columns: by falling count, ties by id."""
-    total: Counter = Counter()
-    for ids in batches:
-        total.update(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
-    kinds = {str if isinstance(item, str) else int for item in total}
-    if len(kinds) > 1:
+    texts: Counter = Counter()
+    numbers, sizes = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for batch in batches:
+        ids = read_ids(batch)
+        if isinstance(ids, list):
+            texts.update(ids)
+            continue
+        new, new_sizes = np.unique(ids, return_counts=True)
+        numbers, place = np.unique(np.concatenate([numbers, new]), return_inverse=True)
+        total = np.zeros(len(numbers), dtype=np.int64)
+        np.add.at(total, place, np.concatenate([sizes, new_sizes]))
+        sizes = total
+    if texts and len(numbers):
         raise ValueError("item ids must be all integers or all strings, got both")
-    kept = [(item, count) for item, count in total.items() if count >= min_count]
-    if not kept:
+    names = sorted(texts)
+    if names:
+        sizes = np.fromiter((texts[name] for name in names), np.int64, len(names))
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] >= min_count]
+    if not len(order):
         raise ValueError("no item to learn: the training events are empty or below min_item_count")
-    kept.sort(key=lambda pair: (-pair[1], pair[0]))
-    return ItemVocabulary.from_counts(
-        [item for item, _ in kept], np.array([count for _, count in kept])
-    )
+    kept = [names[place] for place in order] if names else numbers[order]
+    return ItemVocabulary.from_counts(kept, sizes[order])

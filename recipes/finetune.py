@@ -12,14 +12,14 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
+    EpochCallback,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
-    compute_rank_metrics,
+    compute_hit_metrics,
     cooccurrence_table,
     parse_arguments,
-    reduce_logits_to_ranks,
-    with_known_targets,
+    reduce_logits_to_hits,
 )
 
 
@@ -31,6 +31,9 @@ class FinetuneArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
+    target_window_days: float = field(
+        default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
+    )
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
@@ -54,7 +57,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
 
 def main() -> None:
     args, training = parse_arguments(FinetuneArguments, TrainingArguments)
-    training.label_names = ["labels"]  # label_weights is an input
+    training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
     set_seed(training.seed)
     data = Path(args.data_dir)
@@ -67,18 +70,22 @@ def main() -> None:
         max_length=model.config.max_position_embeddings,
         label_horizon=args.label_horizon_days * 86_400,
         moment_ends_only=args.moment_ends_only,
+        target_window=args.target_window_days * 86_400,
+        collapse_repeats=model.config.collapse_repeats,
         seed=training.seed,
     )
-    stop = [EarlyStoppingCallback(args.early_stopping_patience)]
+    callbacks: list = [EpochCallback(collator)]
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     trainer = Trainer(
         model=model,
         args=training,
         train_dataset=splits["train"].filter(lambda size: size > 1, input_columns="length"),
-        eval_dataset=with_known_targets(splits["validation"]),
+        eval_dataset=splits["validation"],
         data_collator=collator,
-        preprocess_logits_for_metrics=reduce_logits_to_ranks,
-        compute_metrics=compute_rank_metrics,
-        callbacks=stop if args.early_stopping_patience else None,
+        preprocess_logits_for_metrics=reduce_logits_to_hits,
+        compute_metrics=compute_hit_metrics,
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)

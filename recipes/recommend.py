@@ -41,8 +41,11 @@ def main() -> None:
     print(f"\nuser {row['user_id']}: the last {len(history)} of {len(row['input_ids'])} events")
     for item in history:
         print(f"      {names.get(item, item)}")
-    batch = DataCollatorForNextItem(model.config.max_position_embeddings)([row])
-    del batch["labels"]
+    collator = DataCollatorForNextItem(
+        model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
+    )
+    batch = collator([row])
+    del batch["target_ids"]
     top = model.recommend(**batch, top_k=args.top_k, exclude_seen=args.exclude_seen)
     print(f"\n{args.top_k} recommendations{' of new items' if args.exclude_seen else ''}")
     for place, (token, score) in enumerate(zip(top.item_tokens[0], top.scores[0]), start=1):

@@ -11,10 +11,10 @@ from transformers import EvalPrediction
 
 from modeling_implicitrec.evaluation import (
     EvaluationResult,
-    compute_rank_metrics,
+    compute_hit_metrics,
     did_it_happen,
     evaluate,
-    reduce_logits_to_ranks,
+    reduce_logits_to_hits,
     results_table,
 )
 
@@ -162,25 +162,26 @@ def test_results_table_is_aligned_markdown() -> None:
         results_table({"a": result}, ["recall@5"])
 
 
-def test_ranks_of_targets_ties_and_padding() -> None:
-    scores = torch.tensor([[9.0, 1.0, 3.0, 2.0, 2.0, 2.0]] * 4)
-    labels = torch.tensor([[-100, 2], [-100, 3], [1, -100], [-100, -100]])
-    # Two others tie with item 3 below one better item: places 2 to 4, so 3.
-    assert reduce_logits_to_ranks((scores, None), labels).tolist() == [1, 3, 5, -100]
-    assert reduce_logits_to_ranks(scores, torch.tensor([2, 3, 1, -100])).tolist() == [1, 3, 5, -100]
-    pair = torch.tensor([[0.0, 1.0, 1.0]])
-    assert reduce_logits_to_ranks(pair, torch.tensor([1])).tolist() == [2]
+def test_hits_of_targets_and_padding() -> None:
+    scores = torch.tensor([[9.0, 1.0, 3.0, 2.0]] * 3)
+    targets = torch.tensor([[3, -100], [1, 2], [-1, -100]])
+    hits = reduce_logits_to_hits((scores, None), targets)
+    assert hits[:, :4].tolist() == [[1, 0, 1, 0], [2, 1, 0, 1], [1, 0, 0, 0]]
+    assert hits.shape == (3, 11)
+    assert (hits[:, 4:] == 0).all()
 
 
-def test_nan_scores_never_rank_well() -> None:
+def test_nan_scores_are_no_hits() -> None:
     scores = torch.full((1, 5), torch.nan)
-    assert reduce_logits_to_ranks(scores, torch.tensor([2])).tolist() == [4]
+    assert reduce_logits_to_hits(scores, torch.tensor([[2]]))[0, 1:].sum() == 0
 
 
-def test_ranks_agree_with_full_evaluation() -> None:
+def test_hits_agree_with_full_evaluation() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(50, 31, generator=generator)
-    targets = torch.randint(1, 31, (50,), generator=generator)
+    targets = torch.rand(50, 31, generator=generator)[:, 1:].topk(3).indices + 1
+    targets[::2, 2] = -100
+    targets[::3, 1] = -1
 
     class Table:
         name = "table"
@@ -189,19 +190,20 @@ def test_ranks_agree_with_full_evaluation() -> None:
             return scores[[row["number"] for row in rows]].numpy()
 
     rows = [
-        {"number": u, "input_ids": [], "target_ids": [t]} for u, t in enumerate(targets.tolist())
+        {"number": u, "input_ids": [], "target_ids": [t for t in row if t != -100]}
+        for u, row in enumerate(targets.tolist())
     ]
     full = evaluate(Table(), rows, seen="keep", num_items=30, batch_size=7, progress=False)
-    ranks = reduce_logits_to_ranks(scores, targets).numpy()
-    ranks = np.concatenate([ranks, [-100]])
-    hooked = compute_rank_metrics(EvalPrediction(predictions=ranks, label_ids=None))
+    hits = reduce_logits_to_hits(scores, targets).numpy()
+    hits = np.concatenate([hits, np.zeros_like(hits[:1])])  # a row without a target
+    hooked = compute_hit_metrics(EvalPrediction(predictions=hits, label_ids=None))
     assert set(hooked) == {"ndcg@10", "recall@10", "mrr@10"}
     for key, value in hooked.items():
         assert value == pytest.approx(full.metrics[key])
 
 
-def test_rank_hooks_refuse_bad_input() -> None:
+def test_hit_hooks_refuse_bad_input() -> None:
     with pytest.raises(ValueError, match="expected scores"):
-        reduce_logits_to_ranks(torch.zeros(2, 3, 4), torch.zeros(2))
-    with pytest.raises(ValueError, match="no row has a rank"):
-        compute_rank_metrics(EvalPrediction(predictions=np.array([-100]), label_ids=None))
+        reduce_logits_to_hits(torch.zeros(2, 4), torch.zeros(2))
+    with pytest.raises(ValueError, match="no row has a target"):
+        compute_hit_metrics(EvalPrediction(predictions=np.zeros((1, 11)), label_ids=None))

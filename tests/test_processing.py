@@ -110,7 +110,10 @@ def test_saving_and_loading_keeps_everything(tmp_path, ids):
 
 
 def test_equal_hashes_are_told_apart(monkeypatch):
-    monkeypatch.setattr("modeling_implicitrec.vocabulary_implicitrec._hash", lambda text: 5)
+    monkeypatch.setattr(
+        "modeling_implicitrec.vocabulary_implicitrec._hashes",
+        lambda texts: np.full(len(texts), 5, dtype=np.uint64),
+    )
     fitted = ImplicitRecProcessor.fit({"item_id": ["a", "b", "c"]})
     assert fitted.encode_items(["c", "a", "b", "d"]).tolist() == [3, 1, 2, -1]
 
