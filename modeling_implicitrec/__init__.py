@@ -29,6 +29,7 @@ from .evaluation import (
     results_table,
 )
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
+from .hub import save_checkpoint, write_model_card
 from .metrics import (
     auc,
     coverage_at_k,
@@ -106,6 +107,8 @@ __all__ = [
     "parse_arguments",
     "reduce_logits_to_hits",
     "results_table",
+    "save_checkpoint",
     "temporal_split",
     "training_columns",
+    "write_model_card",
 ]

@@ -64,9 +64,7 @@ class DataCollatorForNextItem:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
 
     def __call__(self, rows: Sequence[Mapping[str, list]]) -> dict[str, torch.Tensor]:
-        parts = [
-            self._evaluated(row) if "target_ids" in row else self._trained(row) for row in rows
-        ]
+        parts = [self._row(row) for row in rows]
         batch = {
             name: pad_rows([p[name] for p in parts], torch.float if name in FLOATS else torch.long)
             for name in INPUTS

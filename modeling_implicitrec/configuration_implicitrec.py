@@ -61,7 +61,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_attention_heads: int = 2
     intermediate_size: int = 128
     hidden_dropout_prob: float | int = 0.2
-    attention_probs_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
     max_position_embeddings: int = 50
     sequence_mixer: str = "attention"
     convolution_kernel_size: int = 5

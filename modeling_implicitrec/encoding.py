@@ -10,6 +10,7 @@ from scipy import sparse
 
 from .processing_implicitrec import ImplicitRecProcessor
 
+WEIGHING = ("timestamps", "event_types", "durations", "item_durations", "counts")
 logger = logging.getLogger(__name__)
 
 FLAT_NAMES = {
@@ -23,9 +24,7 @@ FLAT_NAMES = {
 
 def flat_column(rows: Dataset, name: str) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column end to end, and the row offsets into them."""
-    column = rows.with_format("arrow")[:][name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else column
+    column = _column(rows, name)
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return column.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
@@ -33,10 +32,7 @@ def flat_column(rows: Dataset, name: str) -> tuple[pa.Array, np.ndarray]:
 def training_columns(train: Dataset) -> dict[str, np.ndarray]:
     """The training part's events as flat columns, for `ImplicitRecProcessor.fit`."""
     names = {plural: name for plural, name in FLAT_NAMES.items() if plural in train.column_names}
-    return {
-        name: flat_column(train, plural)[0].to_numpy(zero_copy_only=False)
-        for plural, name in names.items()
-    }
+    return {name: _values(train, plural) for plural, name in names.items()}
 
 
 def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
@@ -45,20 +41,20 @@ def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
     Events of items that the processor does not know are left out and counted in the log. Evaluation
     rows also get `target_ids`: each distinct target once, -1 for one that no score can reach.
     """
-    tokens, offsets = _tokens(rows, "item_ids", processor)
-    known = tokens > 0
+    flat = {name: _values(rows, name) for name in WEIGHING if name in rows.column_names}
+    items, offsets = flat_column(rows, "item_ids")
+    coded = items.dictionary_encode()
+    encoded = processor.encode_flat(
+        _numpy(coded.dictionary), offsets, codes=_numpy(coded.indices), **flat
+    )
+    if "timestamps" in flat:
+        encoded["timestamps"] = flat["timestamps"]
+    known = encoded["input_ids"] > 0
     kept = np.concatenate([[0], np.cumsum(known)])[offsets]
     if not known.all():
         logger.info("%s events of unknown items left out", f"{int((~known).sum()):,}")
-    columns: dict[str, pa.Array] = {"user_id": _plain(rows, "user_id")}
-    columns["input_ids"] = _lists(tokens[known], kept)
-    columns["input_weights"] = _lists(_weights(rows, offsets, processor)[known], kept)
-    if "timestamps" in rows.column_names:
-        times = flat_column(rows, "timestamps")[0].to_numpy(zero_copy_only=False)
-        columns["timestamps"] = _lists(times[known], kept)
-    if "event_types" in rows.column_names:
-        types = flat_column(rows, "event_types")[0].to_numpy(zero_copy_only=False)
-        columns["event_type_ids"] = _lists(processor.encode_event_types(types)[known], kept)
+    columns: dict[str, pa.Array] = {"user_id": _column(rows, "user_id")}
+    columns |= {name: _lists(values[known], kept) for name, values in encoded.items()}
     columns["length"] = pa.array(np.diff(kept))
     columns["row"] = pa.array(np.arange(len(kept) - 1))
     if "target_item_ids" in rows.column_names:
@@ -79,7 +75,7 @@ def cooccurrence_table(
     A pair that is `g` events apart, up to `window`, counts `1 / g`.
     """
     values, offsets = flat_column(train, "input_ids")
-    tokens = values.to_numpy(zero_copy_only=False)
+    tokens = _numpy(values)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
     for gap in range(1, window + 1):
@@ -99,46 +95,32 @@ def cooccurrence_table(
     return items, table
 
 
-def _plain(rows: Dataset, name: str) -> pa.Array:
-    column = rows.with_format("arrow")[:][name]
-    return column.combine_chunks()
+def _column(rows: Dataset, name: str) -> pa.Array:
+    column = rows.with_format("arrow")[:][name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else column
+    return column
+
+
+def _numpy(values: pa.Array) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _values(rows: Dataset, name: str) -> np.ndarray:
+    return _numpy(flat_column(rows, name)[0])
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
 
 
-def _tokens(
-    rows: Dataset, name: str, processor: ImplicitRecProcessor
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens end to end (-1 unknown) and offsets; each distinct id is looked up once."""
-    values, offsets = flat_column(rows, name)
-    coded = values.dictionary_encode()
-    unique = processor.encode_items(coded.dictionary.to_numpy(zero_copy_only=False))
-    codes = coded.indices.to_numpy(zero_copy_only=False)
-    return np.asarray(unique)[codes] if len(codes) else np.empty(0, np.int64), offsets
-
-
-def _weights(rows: Dataset, offsets: np.ndarray, processor: ImplicitRecProcessor) -> np.ndarray:
-    given = {
-        name: flat_column(rows, name)[0].to_numpy(zero_copy_only=False)
-        for name in ("event_types", "counts", "durations", "item_durations")
-        if name in rows.column_names
-    }
-    if processor.half_life and "timestamps" in rows.column_names:
-        times = flat_column(rows, "timestamps")[0].to_numpy(zero_copy_only=False)
-        last = times[np.maximum(offsets[1:] - 1, 0)] if len(times) else times
-        given["ages"] = np.repeat(last, np.diff(offsets)) - times
-    if not given:
-        return np.ones(int(offsets[-1]), dtype=np.float32)
-    return processor.weights(**given)
-
-
 def _targets(rows: Dataset, processor: ImplicitRecProcessor) -> pa.Array:
-    tokens, offsets = _tokens(rows, "target_item_ids", processor)
-    raw = flat_column(rows, "target_item_ids")[0].dictionary_encode().indices
+    """Each distinct target of a row once, in the order of the log."""
+    items, offsets = flat_column(rows, "target_item_ids")
+    coded = items.dictionary_encode()
+    codes = _numpy(coded.indices)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pair = row * (int(max(raw.to_numpy(zero_copy_only=False), default=0)) + 1) + raw.to_numpy()
-    first = np.sort(np.unique(pair, return_index=True)[1])
+    first = np.sort(np.unique(row * (len(coded.dictionary) + 1) + codes, return_index=True)[1])
+    tokens = processor.encode_items(_numpy(coded.dictionary))[codes[first]]
     sizes = np.bincount(row[first], minlength=len(offsets) - 1)
-    return _lists(tokens[first], np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+    return _lists(tokens, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))

@@ -10,8 +10,13 @@ from .configuration_implicitrec import ImplicitRecConfig
 
 
 def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
-    """Bucket of a gap in seconds (or events): `2 * log2(1 + gap)`, clipped; 0 for no gap."""
-    return (2 * torch.log2(1 + gaps.clamp_min(0).float())).long().clamp_max(num_buckets - 1)
+    """Bucket of a gap in seconds (or events), two to every doubling of `1 + gap`; int32.
+
+    They are read off the bits of the float: the exponent and the first bit of the mantissa. No gap
+    and a negative one are in bucket 0, all that are too long in the last.
+    """
+    bits = (1 + gaps.clamp_min(0).float()).view(torch.int32)
+    return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
 
 
 class CopyPrior(nn.Module):

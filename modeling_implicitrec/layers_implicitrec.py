@@ -40,6 +40,26 @@ class WeightEmbedding(nn.Module):
         return (1 - share) * self.bins(low) + share * self.bins(low + 1)
 
 
+class BucketLookup(torch.autograd.Function):
+    """`table[bucket]` for few buckets and very many places: `[heads, *places]`.
+
+    The gradient is a weighted count, many times faster on CPU than an embedding's.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, buckets: Tensor) -> Tensor:
+        ctx.save_for_backward(buckets)
+        ctx.size = table.shape[0]
+        return table.t().index_select(1, buckets.flatten()).unflatten(1, buckets.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (buckets,) = ctx.saved_tensors
+        places = buckets.flatten()
+        sums = [torch.bincount(places, head.flatten(), minlength=ctx.size) for head in grad]
+        return torch.stack(sums, dim=1).to(grad.dtype), None
+
+
 class EvidenceBias(nn.Module):
     """Attention bias `position(i - j) + time(log bucket of t_i - t_j) + beta_h * log w_j`.
 
@@ -58,15 +78,18 @@ class EvidenceBias(nn.Module):
     def forward(self, weights: Tensor, timestamps: Tensor | None) -> Tensor:
         """`[batch, heads, length, length]`; the lowest number where a query may not look."""
         present = weights > 0
-        order = present.cumsum(1) - 1  # absent events take no place
+        order = present.cumsum(1, dtype=torch.int32) - 1  # absent events take no place
         distance = order[:, :, None] - order[:, None, :]
-        bias = self.position(distance.clamp(0, self.position.num_embeddings - 1))
+        distance = distance.clamp(0, self.position.num_embeddings - 1)
+        bias = BucketLookup.apply(self.position.weight, distance)  # [heads, batch, length, length]
         if timestamps is not None:
-            gaps = timestamps[:, :, None] - timestamps[:, None, :]
-            bias = bias + self.time(log_buckets(gaps, self.time.num_embeddings))
+            since = (timestamps - timestamps.amax(1, keepdim=True)).float()  # exact where recent
+            gaps = since[:, :, None] - since[:, None, :]
+            buckets = log_buckets(gaps, self.time.num_embeddings)
+            bias = bias + BucketLookup.apply(self.time.weight, buckets)
         log_weight = weights.clamp_min(1e-9).log()[:, None, None, :]
         beta = (1 + BETA_STEP * self.beta)[None, :, None, None]
-        bias = bias.permute(0, 3, 1, 2) + beta * log_weight
+        bias = bias.transpose(0, 1) + beta * log_weight
         length = weights.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
         allowed = causal & present[:, None, None, :]

@@ -1,8 +1,7 @@
 """The processor: histories in outside ids to tokens and weights, fitted once and saved with a model."""
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,19 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
+from .weights_implicitrec import (
+    COLUMNS,
+    count_types,
+    duration_factor,
+    duration_tables,
+    read_batches,
+    read_names,
+    read_strengths,
+    read_times,
+)
 
-COLUMNS = {
-    "item_id": "item_ids",
-    "timestamp": "timestamps",
-    "event_type": "event_types",
-    "duration": "durations",
-    "item_duration": "item_durations",
-    "count": "counts",
-}
 UNWEIGHTED = ("item_id", "timestamp")
-LENGTH_GROUPS = 5
-QUANTILES = 64
-SAMPLE = 1_000_000
+DOWNLOAD = {"revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download"}
 LISTS = (Sequence, np.ndarray)
 
 
@@ -83,7 +82,7 @@ class ImplicitRecProcessor(ProcessorMixin):
 
         Args:
             events: flat columns `item_id` and any of `event_type`, `count`, `duration` (seconds) and
-                `item_duration` (seconds), as a mapping or DataFrame; or batches of them that can be read twice.
+                `item_duration` (seconds), as a mapping or DataFrame; or a list of such batches.
             event_type_weights: factor per event type, 1 where not named. A type that is named but
                 not in the events keeps its factor and has id 0.
             use_counts: whether `count` has a part in the weight.
@@ -96,13 +95,13 @@ class ImplicitRecProcessor(ProcessorMixin):
         Raises:
             ValueError: for a missing or empty `item_id`, or factors that leave no weight.
         """
-        batches = _batches(events)
+        batches = read_batches(events)
         for name, number in {"half_life": half_life, "max_weight": max_weight}.items():
             if number is not None and not (np.isfinite(number) and number > 0):
                 raise ValueError(f"{name} must be finite and positive, got {number}")
         vocabulary = count_items((b["item_id"] for b in batches), min_item_count)
-        types, factors = _type_factors(batches, event_type_weights or {})
-        groups, tables = _duration_tables(batches) if use_durations else ([], [])
+        types, factors = count_types(batches, event_type_weights or {})
+        groups, tables = duration_tables(batches) if use_durations else ([], [])
         processor = cls(factors, groups, tables, 1.0, max_weight, half_life, max_length)
         processor.event_types = types
         processor.use_counts, processor.use_durations = use_counts, use_durations
@@ -149,7 +148,7 @@ class ImplicitRecProcessor(ProcessorMixin):
 
     def encode_event_types(self, event_types: Iterable) -> np.ndarray:
         """Event type ids `int64`, 0 for an unknown or missing one."""
-        names = _names(event_types)
+        names = read_names(event_types)
         ids = np.zeros(len(names), dtype=np.int64)
         for place, name in enumerate(self.event_types, start=1):
             ids[names == name] = place
@@ -195,7 +194,9 @@ class ImplicitRecProcessor(ProcessorMixin):
     def _weights(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
         raw = self._raw(columns, size)
         if self.half_life and "ages" in columns:
-            raw = raw * np.exp2(-np.nan_to_num(_strengths(columns["ages"], "age")) / self.half_life)
+            raw = raw * np.exp2(
+                -np.nan_to_num(read_strengths(columns["ages"], "age")) / self.half_life
+            )
         return np.clip(raw / self.mean_raw_weight, 0, self.max_weight).astype(np.float32)
 
     def _raw(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
@@ -207,29 +208,22 @@ class ImplicitRecProcessor(ProcessorMixin):
                 )
         raw = np.ones(size)
         if "event_types" in columns and self.event_type_weights:
-            names = _names(columns["event_types"])
+            names = read_names(columns["event_types"])
             for name, factor in self.event_type_weights.items():
                 raw[names == name] = factor
         if "counts" in columns:
-            counts = _strengths(columns["counts"], "count")
+            counts = read_strengths(columns["counts"], "count")
             if self.use_counts:
                 raw = raw * np.where(np.isnan(counts), 1.0, np.log2(1 + counts))
         if "durations" in columns:
-            durations = _strengths(columns["durations"], "duration")
+            durations = read_strengths(columns["durations"], "duration")
             unknown = np.full(size, np.nan)
-            lengths = _strengths(columns.get("item_durations", unknown), "item_duration")
+            lengths = read_strengths(columns.get("item_durations", unknown), "item_duration")
             if self.use_durations and self.duration_quantiles:
-                raw = raw * self._duration_factor(durations, lengths)
+                raw = raw * duration_factor(
+                    durations, lengths, self.length_groups, self.duration_quantiles
+                )
         return raw
-
-    def _duration_factor(self, durations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        group = _length_group(lengths, self.length_groups)
-        factor = np.ones(len(durations))
-        for place, thresholds in enumerate(self.duration_quantiles):
-            own = (group == place) & ~np.isnan(durations)
-            below = np.searchsorted(thresholds, durations[own], side="right")
-            factor[own] = 2 * np.maximum(below, 1) / len(thresholds)
-        return factor
 
     def __call__(
         self,
@@ -257,7 +251,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             raise ValueError(f"max_length must be at least 1, got {limit}")
         if unknown_items not in ("drop", "error"):
             raise ValueError(f"unknown_items must be 'drop' or 'error', got {unknown_items!r}")
-        columns = [_columns(history, place) for place, history in enumerate(_split(histories))]
+        columns = [_columns(history, place) for place, history in enumerate(_histories(histories))]
         timed = all("timestamps" in history for history in columns)
         rows = [self._encode(h, i, limit, unknown_items) for i, h in enumerate(columns)]
         width = max(1, max(len(row["input_ids"]) for row in rows))
@@ -274,7 +268,7 @@ class ImplicitRecProcessor(ProcessorMixin):
     ) -> dict[str, np.ndarray]:
         """One history, not padded. What it holds does not depend on the others of its batch."""
         try:
-            times = _times(history)
+            times = read_times(history)
             given = {n: v for n, v in history.items() if n not in ("item_ids", "timestamps")}
             if "timestamps" in history:
                 given["ages"] = times.max(initial=0) - times if len(times) else times
@@ -326,7 +320,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             raise ValueError(f"offsets must rise from 0 to the number of events, {size}")
         given = {n: v for n, v in columns.items() if v is not None and n != "timestamps"}
         if columns.get("timestamps") is not None and size:
-            times = _times({"timestamps": columns["timestamps"], "item_ids": tokens})
+            times = read_times({"timestamps": columns["timestamps"], "item_ids": tokens})
             last = np.maximum.reduceat(times, offsets[:-1][sizes > 0])
             given["ages"] = np.repeat(last, sizes[sizes > 0]) - times
         encoded = {"input_ids": tokens, "input_weights": self._weights(given, size)}
@@ -358,118 +352,10 @@ class ImplicitRecProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):  # type: ignore[override]
         """Load from a folder or a Hub repository."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        wanted = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
-        wanted |= {"force_download"}
-        given = {name: kwargs[name] for name in wanted & set(kwargs)}
+        given = {name: kwargs[name] for name in DOWNLOAD & set(kwargs)}
         path = cached_file(pretrained_model_name_or_path, FILE_NAME, **given)
         processor.vocabulary = ItemVocabulary.load(str(path))
         return processor
-
-
-def _batches(events: Any) -> list | Iterable:
-    """The batches of a log, each a mapping with a column `item_id`."""
-    batches = [events] if isinstance(events, Mapping) or "item_id" in events else events
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            "batches of events are read more than once: expected a list, got an iterator"
-        )
-    if not all("item_id" in batch for batch in batches):
-        raise ValueError("events must have a column item_id (or be batches that have it)")
-    return batches
-
-
-def _strengths(values: Any, name: str) -> np.ndarray:
-    numbers = np.asarray(values)
-    if numbers.dtype.kind not in "iuf":
-        numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-    numbers = numbers.astype(np.float64, copy=False)
-    wrong = np.flatnonzero(np.isinf(numbers) | (numbers < 0))
-    if len(wrong):
-        first = wrong[0]
-        raise ValueError(
-            f"{name} must be finite and not negative, got {numbers[first]} at event {first}"
-        )
-    return numbers
-
-
-def _names(event_types: Any) -> np.ndarray:
-    return np.asarray(event_types, dtype=object)
-
-
-def _times(history: Mapping[str, Any]) -> np.ndarray:
-    """Seconds as int64; the places where a history has no times."""
-    if "timestamps" not in history:
-        return np.arange(len(history["item_ids"]))
-    times = np.asarray(history["timestamps"])
-    if len(times) and (times.dtype.kind not in "iuf" or not np.isfinite(times).all()):
-        raise ValueError(f"timestamps must be a number of seconds for every event, got {times!r}")
-    return times.astype(np.int64)
-
-
-def _type_factors(batches: Any, given: Mapping[str, float]) -> tuple[list, dict[str, float]]:
-    """Event types by falling count, and the factor of each and of those only `given`."""
-    total: Counter = Counter()
-    for batch in batches:
-        if "event_type" in batch:
-            total.update(name for name in batch["event_type"] if isinstance(name, str))
-    for name, factor in given.items():
-        if not (np.isfinite(factor) and factor >= 0):
-            raise ValueError(
-                f"the factor of {name!r} must be finite and not negative, got {factor}"
-            )
-    order = sorted(total, key=lambda name: (-total[name], name))
-    return order, {name: float(given.get(name, 1.0)) for name in [*order, *given]}
-
-
-def _length_group(lengths: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
-    """The group of each content length; the last one is for an unknown length."""
-    group = np.searchsorted(cuts, np.nan_to_num(lengths), side="right")
-    return np.where(np.isnan(lengths), len(cuts) + 1, group)
-
-
-def _duration_tables(batches: Any) -> tuple[list, list]:
-    """Content-length cuts, and per group the duration thresholds, from a seeded sample."""
-    durations, lengths = [], []
-    for batch in batches:
-        if "duration" in batch:
-            found = _strengths(batch["duration"], "duration")
-            unknown = np.full(len(found), np.nan)
-            known = batch["item_duration"] if "item_duration" in batch else unknown
-            durations.append(found)
-            lengths.append(_strengths(known, "item_duration"))
-    duration = np.concatenate([*durations, np.empty(0)])
-    length = np.concatenate([*lengths, np.empty(0)])
-    timed = ~np.isnan(duration)
-    duration, length = duration[timed], length[timed]
-    if not len(duration):
-        return [], []
-    if len(duration) > SAMPLE:
-        chosen = np.random.default_rng(0).choice(len(duration), SAMPLE, replace=False)
-        duration, length = duration[chosen], length[chosen]
-    known = length[~np.isnan(length)]
-    shares = np.arange(1, LENGTH_GROUPS) / LENGTH_GROUPS
-    cuts = np.unique(np.quantile(known, shares)) if len(known) else np.empty(0)
-    group = _length_group(length, cuts)
-    steps = (np.arange(QUANTILES) + 1) / QUANTILES
-    owns = [duration[group == place] for place in range(len(cuts) + 1)]
-    # An unknown length, and a group with no duration to learn from, take all durations together.
-    tables = [own if len(own) else duration for own in [*owns, duration]]
-    return cuts.tolist(), [np.quantile(t, steps, method="inverted_cdf").tolist() for t in tables]
-
-
-def _split(histories: Any) -> list:
-    """The single histories of a batch."""
-    if isinstance(histories, Mapping):
-        if "item_ids" not in histories:
-            raise ValueError(f"expected a column item_ids, got {sorted(histories)}")
-        names = [name for name in COLUMNS.values() if name in histories]
-        sizes = {name: len(histories[name]) for name in names}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"expected columns with one list per history, got lengths {sizes}")
-        return _split([dict(zip(names, values)) for values in zip(*(histories[n] for n in names))])
-    if isinstance(histories, str) or not isinstance(histories, Sequence) or not len(histories):
-        raise ValueError(f"expected a list of one or more histories, got {histories!r}")
-    return list(histories)
 
 
 def _columns(history: Any, place: int) -> dict[str, Any]:
@@ -495,3 +381,20 @@ def _columns(history: Any, place: int) -> dict[str, Any]:
     if all(time is None for time in columns.get("timestamps", [])):
         columns.pop("timestamps", None)
     return columns
+
+
+def _histories(histories: Any) -> list:
+    """The single histories of a batch."""
+    if isinstance(histories, Mapping):
+        if "item_ids" not in histories:
+            raise ValueError(f"expected a column item_ids, got {sorted(histories)}")
+        names = [name for name in COLUMNS.values() if name in histories]
+        sizes = {name: len(histories[name]) for name in names}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"expected columns with one list per history, got lengths {sizes}")
+        return _histories(
+            [dict(zip(names, values)) for values in zip(*(histories[n] for n in names))]
+        )
+    if isinstance(histories, str) or not isinstance(histories, Sequence) or not len(histories):
+        raise ValueError(f"expected a list of one or more histories, got {histories!r}")
+    return list(histories)

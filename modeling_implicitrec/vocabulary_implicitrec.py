@@ -1,4 +1,4 @@
-"""The item vocabulary: outside ids to tokens and back, by binary search over memory-mapped arrays."""
+"""The item vocabulary: outside ids to tokens and back, by search in memory-mapped arrays."""
 
 import hashlib
 import os
@@ -12,8 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 FILE_NAME = "item_vocabulary.safetensors"
-
-
 BLOCK = 1_000_000  # strings looked up at a time, to bound memory
 
 

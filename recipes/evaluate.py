@@ -1,6 +1,7 @@
 """Score a checkpoint beside baselines: `python recipes/evaluate.py recipes/<log>/evaluate.yaml`.
 
-Full ranking of the catalogue; the table is printed and the numbers are written beside the weights.
+Full ranking of the catalogue; the table is printed and the numbers are written beside the weights,
+those of the test part also into the model card, `README.md`.
 """
 
 import json
@@ -18,6 +19,7 @@ from modeling_implicitrec import (
     fit_baselines,
     parse_arguments,
     results_table,
+    write_model_card,
 )
 
 SHOWN = ("ndcg", "recall", "mrr", "map", "hit_rate", "coverage", "novelty", "gini")
@@ -72,6 +74,21 @@ def main() -> None:
         target = Path(args.model) / f"results_{args.split}.json"
         target.with_suffix(".partial").write_text(json.dumps(written, indent=2))
         os.replace(target.with_suffix(".partial"), target)
+        if args.split == "test":
+            settings = read_json(Path(args.model) / "training.json") or {}
+            card = write_model_card(
+                args.model,
+                model=model,
+                processor=processor,
+                results=written,
+                data_report=read_json(Path(args.data_dir) / "cleaning_report.json"),
+                training={"users": len(splits["train"]), **settings},
+            )
+            print(f"\nmodel card: {card}")
+
+
+def read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the bes
 is kept; `--resume` goes on from the last one.
 """
 
+import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+import transformers
 from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
@@ -60,6 +64,7 @@ def main() -> None:
     training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
     set_seed(training.seed)
+    started = time.monotonic()
     data = Path(args.data_dir)
     if not data.exists():
         raise SystemExit(f"no prepared data in {data}; run recipes/prepare.py first")
@@ -87,10 +92,28 @@ def main() -> None:
         compute_metrics=compute_hit_metrics,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=args.resume or None)
+    outcome = trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         processor.save_pretrained(training.output_dir)
+        summary = {
+            "users": len(trainer.train_dataset),
+            "epochs": round(trainer.state.epoch or 0, 2),
+            "steps": trainer.state.global_step,
+            "examples a step": training.train_batch_size
+            * training.world_size
+            * training.gradient_accumulation_steps,
+            "processes": training.world_size,
+            "learning rate": training.learning_rate,
+            "loss": model.config.loss_type,
+            "seed": training.seed,
+            "training loss": round(outcome.training_loss, 6),
+            "best validation NDCG@10": trainer.state.best_metric,
+            "seconds": round(time.monotonic() - started, 1),
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+        Path(training.output_dir, "training.json").write_text(json.dumps(summary, indent=2))
         print(f"saved to {training.output_dir}")
 
 

@@ -18,6 +18,7 @@ FLOORS = (
         "configuration_implicitrec",
         "loss_implicitrec",
         "vocabulary_implicitrec",
+        "weights_implicitrec",
         "metrics",
         "events",
         "arguments",

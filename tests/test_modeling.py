@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, ImplicitRecProcessor
+from modeling_implicitrec.head_implicitrec import log_buckets
+from modeling_implicitrec.layers_implicitrec import BucketLookup
 
 MIXERS = ["attention", "gru", "convolution"]
 
@@ -282,3 +284,17 @@ def test_a_model_that_trainer_trained_loads_again(tmp_path):
     trainer.save_model()
     loaded = ImplicitRecForScoring.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(**histories()).logits, model.eval()(**histories()).logits)
+
+
+def test_buckets_halve_every_doubling_and_keep_the_ends():
+    gaps = torch.tensor([-5, 0, 1, 2, 3, 7, 10**9])
+    assert log_buckets(gaps, 16).tolist() == [0, 0, 2, 3, 4, 6, 15]
+
+
+def test_the_lookup_of_buckets_has_the_gradient_of_indexing():
+    table = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    buckets = torch.randint(0, 5, (2, 3, 3), dtype=torch.int32)
+    assert torch.equal(
+        BucketLookup.apply(table, buckets), table[buckets.long()].permute(3, 0, 1, 2)
+    )
+    assert torch.autograd.gradcheck(lambda t: BucketLookup.apply(t, buckets), [table])

@@ -1,7 +1,12 @@
 """The processor: weights by hand, histories in every form, unknown items, and files."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecProcessor
 
@@ -134,3 +139,93 @@ def test_a_model_of_another_vocabulary_is_refused():
         fitted.check_model(ImplicitRecConfig(vocab_size=9, num_event_types=3))
     with pytest.raises(ValueError, match="vocabulary_fingerprint"):
         fitted.check_model(ImplicitRecConfig(**sizes, vocabulary_fingerprint="other"))
+
+
+def test_a_history_encodes_alike_alone_and_beside_one_without_times():
+    fitted = processor(half_life=10.0)
+    timed = {"item_ids": ["b", "é", "c"], "timestamps": [30, 10, 20], "counts": [1, 2, 3]}
+    alone, beside = fitted([timed]), fitted([timed, ["b"]])
+    for name in ("input_ids", "input_weights", "attention_mask", "event_type_ids"):
+        assert beside[name][0].tolist() == alone[name][0].tolist()
+    assert alone["timestamps"].tolist() == [[10, 20, 30]] and "timestamps" not in beside
+
+
+def test_flat_columns_encode_as_the_rows_do():
+    fitted = processor(half_life=10.0)
+    columns = {"timestamps": np.array([1, 5, 2]), "event_types": np.array(["buy", None, "view"])}
+    offsets = np.array([0, 2, 2, 3])
+    flat = fitted.encode_flat(["b", "c", "é"], offsets, **columns)
+    coded = fitted.encode_flat(["é", "c", "b"], offsets, codes=np.array([2, 1, 0]), **columns)
+    rows = fitted(
+        [
+            {"item_ids": ["b", "c"], "timestamps": [1, 5], "event_types": ["buy", None]},
+            {"item_ids": ["é"], "timestamps": [2], "event_types": ["view"]},
+        ]
+    )
+    for name, values in flat.items():
+        assert values.tolist() == coded[name].tolist() == rows[name].flatten()[:3].tolist()
+    unknown = fitted.encode_flat(["b", "zz", "c"], np.array([0, 3]))
+    assert unknown["input_ids"].tolist() == [1, -1, 2]
+
+
+def test_parts_of_the_weight_can_be_left_out():
+    log = LOG | {"duration": [1.0, 2.0, 3.0, None]}
+    plain = ImplicitRecProcessor.fit(log, use_counts=False, use_durations=False)
+    assert plain.weights(counts=[5, 9], durations=[1, 3]).tolist() == [1, 1]
+    known = processor().event_types
+    only_named = ImplicitRecProcessor.fit(LOG, event_type_weights={"gift": 2})
+    assert only_named.event_types == known == ["view", "buy"]
+    assert np.divide(*only_named.weights(event_types=["gift", "view"])) == pytest.approx(2)
+
+
+def test_a_log_is_refused_that_mixes_ids_or_can_be_read_only_once():
+    for ids in (["a", 1], [1, None], [1.5]):
+        with pytest.raises(ValueError, match="all integers or all strings"):
+            ImplicitRecProcessor.fit({"item_id": ids})
+    with pytest.raises(ValueError, match="more than once"):
+        ImplicitRecProcessor.fit(batch for batch in [LOG])
+    whole = ImplicitRecProcessor.fit({"item_id": [3, 1, 3, 2]})
+    parts = ImplicitRecProcessor.fit([{"item_id": [3, 1]}, {"item_id": [3, 2]}])
+    assert whole.fingerprint == parts.fingerprint and whole.decode_items([1, 2, 3]) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("part", ["order", "sorted", "offsets"])
+def test_a_tampered_vocabulary_is_refused(tmp_path, part):
+    processor().save_pretrained(tmp_path)
+    path = tmp_path / "item_vocabulary.safetensors"
+    arrays = load_file(path)
+    arrays[part] = arrays[part][::-1].copy() if part != "order" else np.zeros(3, dtype=np.int64)
+    save_file(arrays, path)
+    with pytest.raises(ValueError, match="item_vocabulary.safetensors do not fit"):
+        ImplicitRecProcessor.from_pretrained(tmp_path)
+
+
+REMOTE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_implicitrec":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(processor([["b", "c"]])["input_ids"].tolist(), processor.fingerprint)
+"""
+
+
+def test_the_processor_loads_where_the_package_cannot_be_imported(tmp_path):
+    processor().save_pretrained(tmp_path / "saved")
+    command = [sys.executable, "-I", "-c", REMOTE, str(tmp_path / "saved")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == f"[[1, 2]] {processor().fingerprint}"
+
+
+def test_many_strings_are_looked_up_fast():
+    ids = [f"item-{place}" for place in range(200_000)]
+    fitted = ImplicitRecProcessor.fit({"item_id": ids})
+    start = time.perf_counter()
+    tokens = fitted.encode_items(ids[::-1])
+    assert time.perf_counter() - start < 10
+    assert sorted(tokens.tolist()) == list(range(1, 200_001))
+    assert fitted.decode_items(tokens[:3]) == ids[:-4:-1]

@@ -1,0 +1,68 @@
+"""Encoded sequences are what the processor makes of each history alone."""
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from modeling_implicitrec import (
+    ImplicitRecProcessor,
+    cooccurrence_table,
+    encode_sequences,
+    training_columns,
+)
+
+ROWS = {
+    "user_id": ["u", "v", "w"],
+    "item_ids": [["a", "new", "b", "a"], ["new"], ["b"]],
+    "timestamps": [[10, 20, 30, 40], [5], [7]],
+    "event_types": [["view", "view", "buy", "view"], ["view"], [None]],
+    "counts": [[1.0, 1.0, 3.0, 2.0], [1.0], [None]],
+    "target_item_ids": [["b", "b", "other", "b", "a"], ["a"], ["new"]],
+}
+
+
+def processor() -> ImplicitRecProcessor:
+    log = {"item_id": ["a", "a", "b"], "event_type": ["view", "view", "buy"], "count": [1, 2, 3]}
+    return ImplicitRecProcessor.fit(log, event_type_weights={"buy": 2}, half_life=20.0)
+
+
+def test_encoding_agrees_with_the_processor_history_by_history():
+    encoded = encode_sequences(Dataset.from_dict(ROWS), processor())
+    for place in range(3):
+        history = {name: ROWS[name][place] for name in ("item_ids", "timestamps", "event_types")}
+        alone = processor()([history | {"counts": ROWS["counts"][place]}])
+        size = encoded[place]["length"]
+        for name in ("input_ids", "input_weights", "timestamps", "event_type_ids"):
+            np.testing.assert_allclose(encoded[place][name], alone[name][0, :size], rtol=1e-6)
+    assert encoded["length"] == [3, 0, 1]
+    assert encoded["row"] == [0, 1, 2]
+
+
+def test_targets_are_distinct_and_unknown_ones_are_kept_as_misses():
+    encoded = encode_sequences(Dataset.from_dict(ROWS), processor())
+    assert encoded["target_ids"] == [[2, -1, 1], [1], [-1]]
+
+
+def test_a_part_of_the_rows_is_encoded_like_the_whole():
+    rows = Dataset.from_dict(ROWS)
+    part = encode_sequences(rows.select([2, 0]), processor())
+    whole = encode_sequences(rows, processor())
+    assert part["input_ids"] == [whole["input_ids"][2], whole["input_ids"][0]]
+
+
+def test_training_columns_are_the_events_end_to_end():
+    columns = training_columns(Dataset.from_dict(ROWS))
+    assert columns["item_id"].tolist() == ["a", "new", "b", "a", "new", "b"]
+    assert set(columns) == {"item_id", "event_type", "count"}
+
+
+def test_cooccurrences_are_counted_by_gap_within_a_row():
+    rows = Dataset(pa.table({"input_ids": [[1, 2, 3, 2], [2, 3], [1]]}))
+    items, counts = cooccurrence_table(rows, 4, 2, window=2)
+    assert items[1].tolist() == [2, 3]
+    np.testing.assert_allclose(counts[1], [1, 0.5])
+    assert items[2].tolist() == [3, 2]
+    np.testing.assert_allclose(counts[2], [2, 0.5])
+    assert items[3].tolist() == [2, 0]
+    np.testing.assert_allclose(counts[3], [1, 0])
+    assert counts[0].sum() == 0

@@ -1,0 +1,180 @@
+"""The recipes from a log to recommendations: every YAML, launchers, two processes, resuming."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
+FINETUNE = [p for p in sorted(RECIPES.glob("*/*.yaml")) if "data_dir" in p.read_text()]
+FINETUNE = [p for p in FINETUNE if "output_dir" in yaml.safe_load(p.read_text())]
+SMALL = {
+    "model": "{hidden_size: 16, hidden_dropout_prob: 0.0, num_cooccurrences: 4, copy_prior: true}",
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "use_cpu": "true",
+    "num_train_epochs": 3,
+}
+
+
+def words(options: dict) -> list[str]:
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def run(name: str, *arguments: str) -> None:
+    """Run a recipe in this process, as `python recipes/<name>.py ...` would."""
+    before, sys.argv = sys.argv, [name, *arguments]
+    try:
+        runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def launch(*command: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A prepared temporal split of a small world: baskets over 100 days, counts, two types."""
+    folder = tmp_path_factory.mktemp("log")
+    generator = np.random.default_rng(0)
+    size = 4000
+    user = generator.integers(0, 40, size)
+    log = pd.DataFrame(
+        {
+            "user_id": user,
+            "item_id": 2 * generator.integers(0, 15, size) + user % 2,
+            "timestamp": 1_600_000_000 + 3600 * generator.integers(0, 2400, size),
+            "event_type": generator.choice(["view", "buy"], size, p=[0.8, 0.2]),
+            "count": generator.integers(1, 4, size),
+        }
+    )
+    log.to_csv(folder / "log.csv", index=False)
+    settings = {
+        "source": str(folder / "log.csv"),
+        "output_dir": str(folder / "data"),
+        "columns": {"event_type": "event_type", "count": "count"},
+        "event_type_weights": {"buy": 3},
+        "split": "temporal",
+        "test_days": 14,
+    }
+    (folder / "prepare.yaml").write_text(yaml.safe_dump(settings))
+    run("prepare", str(folder / "prepare.yaml"))
+    report = json.loads((folder / "data" / "cleaning_report.json").read_text())
+    assert report["rows_in"] == size
+    return folder / "data"
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_finetuning_yaml_trains_two_steps(path, data, tmp_path):
+    options = {"data_dir": data, "output_dir": tmp_path, "max_steps": 2, "use_cpu": "true"}
+    options |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2}
+    run("finetune", str(path), *words(options | {"save_steps": 2}))
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECIPES.glob("*/prepare.yaml")), ids=lambda p: p.parent.name
+)
+def test_every_prepare_yaml_is_understood(path, tmp_path):
+    source = yaml.safe_load(path.read_text())["source"]
+    if source != "completejourney" and not Path(source).exists():
+        pytest.skip(f"the log {source} is not on this machine")
+    run("prepare", str(path), "--output_dir", str(tmp_path / "data"))
+    assert json.loads((tmp_path / "data" / "cleaning_report.json").read_text())["rows_out"] > 0
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """A run of four steps in one process, with a checkpoint after two."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = SMALL | {"data_dir": data, "output_dir": folder}
+    run("finetune", str(RECIPES / "beauty" / "finetune.yaml"), *words(options))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "resume": "true"}
+    run("finetune", str(RECIPES / "beauty" / "finetune.yaml"), *words(options))
+    left, right = weights(tmp_path / "checkpoint-4"), weights(trained / "checkpoint-4")
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        np.testing.assert_array_equal(values, right[name], err_msg=name)
+
+
+def test_two_processes_equal_one_at_the_same_global_batch(data, trained, tmp_path):
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "per_device_train_batch_size": 4}
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    flags += " --dynamo_backend no --main_process_port 0"
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
+    recipe = [str(RECIPES / "finetune.py"), str(RECIPES / "beauty" / "finetune.yaml")]
+    launch(*accelerate, *recipe, *words(options))
+    one = json.loads((trained / "training.json").read_text())
+    two = json.loads((tmp_path / "training.json").read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["training loss"] == pytest.approx(one["training loss"], rel=1e-4)
+    assert two["best validation NDCG@10"] == pytest.approx(one["best validation NDCG@10"], abs=1e-6)
+    for name, values in weights(tmp_path / "checkpoint-4").items():
+        expected = weights(trained / "checkpoint-4")[name]
+        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_accelerate_launch_runs_one_process(data, tmp_path):
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "max_steps": 2}
+    recipe = [str(RECIPES / "finetune.py"), str(RECIPES / "beauty" / "finetune.yaml")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *recipe]
+    launch(*command, *words(options))
+    assert json.loads((tmp_path / "training.json").read_text())["processes"] == 1
+
+
+def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, capsys):
+    options = {"model": trained, "data_dir": data, "protocols": "[all, new]"}
+    options["baselines"] = "[popularity, own_frequency, cooccurrence]"
+    run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("implicitrec", "popularity", "own frequency"))
+    results = json.loads((trained / "results_test.json").read_text())
+    assert set(results) == {"all", "new"}
+    assert "popularity" in (trained / "README.md").read_text()
+
+
+def test_recommendations_are_printed(data, trained, capsys):
+    options = {"model": trained, "data_dir": data, "user_id": 3, "top_k": 5}
+    run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
+    printed = capsys.readouterr().out
+    assert "user 3:" in printed
+    assert "  5. " in printed
+
+
+def test_unknown_keys_and_missing_data_are_refused(data, tmp_path):
+    path = str(RECIPES / "beauty" / "finetune.yaml")
+    with pytest.raises(SystemExit, match="learning_rat"):
+        run("finetune", path, "--learning_rat", "1")
+    with pytest.raises(SystemExit, match="no prepared data in"):
+        run("finetune", path, "--data_dir", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="user '999' is not in the test part"):
+        options = {"model": tmp_path, "data_dir": data, "user_id": 999}
+        run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
