@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 
+SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
+
 
 def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
     """Bucket of a gap in seconds (or events), two to every doubling of `1 + gap`; int32.
@@ -20,10 +22,10 @@ def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
 
 
 class CopyPrior(nn.Module):
-    """A count of the user's own history: each event adds its weight, faded by its age.
+    """Self-excitation, as in a Hawkes process (1971): every event raises the chance of its own item.
 
-    The count of item v at position i is `sum over j <= i with item v of w_j * exp(k[age bucket])`;
-    it enters the score as `(scale + scale_v) * log(1 + sharpness * count)`.
+    The count of item v at position i is `sum over j <= i with item v of w_j * exp(k[age bucket])`,
+    for a learned kernel k. See [`raise_scores`] for how a count enters the score.
     """
 
     def __init__(self, config: ImplicitRecConfig):
@@ -31,9 +33,9 @@ class CopyPrior(nn.Module):
         self.num_buckets = config.num_time_buckets
         self.time_kernel = nn.Parameter(torch.zeros(2 * config.num_time_buckets))
         self.distance_kernel = nn.Parameter(torch.zeros(config.num_time_buckets))
-        self.scale = nn.Parameter(torch.ones(()))
-        self.log_sharpness = nn.Parameter(torch.zeros(()))
-        self.item_scale = nn.Embedding(config.vocab_size, 1)
+        self.power = nn.Parameter(torch.zeros(()))
+        self.level = nn.Parameter(torch.zeros(()))
+        self.item_level = nn.Embedding(config.vocab_size, 1)
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, length]`."""
@@ -43,16 +45,11 @@ class CopyPrior(nn.Module):
         if "timestamps" in history:
             age = history["query_time"][:, None] - history["timestamps"]
             log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
-        return ids, weights * (distance >= 0) * log_kernel.clamp_max(10).exp()
-
-    def transform(self, counts: Tensor, item_scale: Tensor | None = None) -> Tensor:
-        """The term added to the scores."""
-        scale = self.scale if item_scale is None else self.scale + item_scale
-        return scale * torch.log1p(self.log_sharpness.exp() * counts)
+        return ids, weights * (distance >= 0) * (SCALAR_STEP * log_kernel).clamp_max(10).exp()
 
 
 class CooccurrencePrior(nn.Module):
-    """Counts of what followed the last few items in training, read from a stored table.
+    """Mutual excitation: counts of what followed the last few items in training, from a stored table.
 
     While training, the pair that is the label's own is taken out of the count, so that the prior
     never sees the answer.
@@ -67,9 +64,10 @@ class CooccurrencePrior(nn.Module):
         self.context = config.cooccurrence_context
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
-        self.log_gap_weight = nn.Parameter(-torch.log(torch.arange(1.0, self.context + 1)))
-        self.scale = nn.Parameter(torch.ones(()))
-        self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.gap_level = nn.Parameter(torch.zeros(self.context))
+        self.power = nn.Parameter(torch.zeros(()))
+        self.level = nn.Parameter(torch.zeros(()))
+        self.item_level = None
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, context * neighbours]`."""
@@ -82,12 +80,23 @@ class CooccurrencePrior(nn.Module):
         if self.training and "labels" in history:
             own = items == history["labels"][:, None, None]
             counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
-        values = counts * (self.log_gap_weight.exp()[None, :, None] * present[:, :, None])
-        return items.flatten(1), values.flatten(1)
+        weight = (SCALAR_STEP * self.gap_level).exp() / (gaps + 1.0)
+        return items.flatten(1), (counts * (weight * present)[:, :, None]).flatten(1)
 
-    def transform(self, counts: Tensor, item_scale: Tensor | None = None) -> Tensor:
-        """The term added to the scores."""
-        return self.scale * torch.log1p(self.log_sharpness.exp() * counts)
+
+def raise_scores(
+    prior: CopyPrior | CooccurrencePrior, scores: Tensor, counts: Tensor, items: Tensor
+) -> Tensor:
+    """What a prior adds to scores: intensities add up, `log(exp(score) + exp(level_v) * count^p)`.
+
+    So an item without a count keeps its score, and one with a large count is ranked by it whatever
+    the item's popularity. Level and power p are learned, `level_v` with a part of the item's own.
+    """
+    level = 1 + SCALAR_STEP * prior.level
+    if prior.item_level is not None:
+        level = level + prior.item_level.weight[items, 0]
+    term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(1e-9).log() + level
+    return torch.where(counts > 0, torch.logaddexp(scores, term) - scores, 0.0)
 
 
 class ItemHead(nn.Module):
@@ -116,11 +125,9 @@ class ItemHead(nn.Module):
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
         scores = self._match(hidden, table, candidate_ids)
-        if self.copy is not None:
-            item_scale = self.copy.item_scale.weight[:, 0]
-            scores = self._add(scores, self.copy, history, candidate_ids, item_scale)
-        if self.cooccurrence is not None:
-            scores = self._add(scores, self.cooccurrence, history, candidate_ids)
+        for prior in (self.copy, self.cooccurrence):
+            if prior is not None:
+                scores = self._add(scores, prior, history, candidate_ids)
         if candidate_ids is None:
             return scores
         return scores.masked_fill(candidate_ids == 0, torch.finfo(scores.dtype).min)
@@ -142,24 +149,21 @@ class ItemHead(nn.Module):
     def _add(
         self,
         scores: Tensor,
-        prior: "CopyPrior | CooccurrencePrior",
+        prior: CopyPrior | CooccurrencePrior,
         history: dict[str, Tensor],
         candidate_ids: Tensor | None,
-        item_scale: Tensor | None = None,
     ) -> Tensor:
-        """Add a prior's term; over the catalogue only where the prior has a count."""
+        """Add a prior's part; over the catalogue only where the prior has a count."""
         source, values = prior(history)  # [positions, sources]
         if candidate_ids is None:
             empty = values.new_zeros(len(source), self.vocab_size)
             counts = empty.scatter_add(1, source, values).gather(1, source)
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
-            scale = None if item_scale is None else item_scale[source]
-            return scores.scatter_add(1, source, prior.transform(counts, scale) / times)
-        candidates = candidate_ids if candidate_ids.dim() == 2 else candidate_ids[None, :]
+            raised = raise_scores(prior, scores.gather(1, source), counts, source)
+            return scores.scatter_add(1, source, raised / times)
+        candidates = candidate_ids.expand(len(source), -1)
         counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
-        return scores + prior.transform(
-            counts, None if item_scale is None else item_scale[candidates]
-        )
+        return scores + raise_scores(prior, scores, counts, candidates)
 
 
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:

@@ -7,9 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import log_buckets
-
-BETA_STEP = 10.0  # the weight exponent learns this many times faster than the other parameters
+from .head_implicitrec import SCALAR_STEP, log_buckets
 
 
 class ImplicitRecRMSNorm(nn.Module):
@@ -88,7 +86,7 @@ class EvidenceBias(nn.Module):
             buckets = log_buckets(gaps, self.time.num_embeddings)
             bias = bias + BucketLookup.apply(self.time.weight, buckets)
         log_weight = weights.clamp_min(1e-9).log()[:, None, None, :]
-        beta = (1 + BETA_STEP * self.beta)[None, :, None, None]
+        beta = (1 + SCALAR_STEP * self.beta)[None, :, None, None]
         bias = bias.transpose(0, 1) + beta * log_weight
         length = weights.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import ItemHead, gather_history
+from .head_implicitrec import CooccurrencePrior, CopyPrior, ItemHead, gather_history
 from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
 from .loss_implicitrec import (
     chunked_loss,
@@ -52,24 +52,11 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        self._init_priors(module)
-
-    def _init_priors(self, module: nn.Module) -> None:
+        elif isinstance(module, CopyPrior | CooccurrencePrior):
+            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                init.zeros_(parameter)
         if isinstance(module, WeightEmbedding):
             init.zeros_(module.bins.weight)
-        if isinstance(module, ItemHead) and module.copy is not None:
-            for parameter in (module.copy.time_kernel, module.copy.distance_kernel):
-                init.zeros_(parameter)
-            init.ones_(module.copy.scale)
-            init.zeros_(module.copy.log_sharpness)
-        if isinstance(module, ItemHead) and module.cooccurrence is not None:
-            prior = module.cooccurrence
-            gaps = torch.arange(1.0, prior.context + 1, device=prior.log_gap_weight.device)
-            init.copy_(prior.log_gap_weight, -torch.log(gaps))
-            init.ones_(prior.scale)
-            init.zeros_(prior.log_sharpness)
-            init.zeros_(prior.items)
-            init.zeros_(prior.counts)
 
 
 class ImplicitRecModel(ImplicitRecPreTrainedModel):

@@ -39,6 +39,7 @@ class PrepareArguments:
     split: str = field(default="leave_last_out", metadata={"help": "or temporal"})
     test_days: float = field(default=28.0, metadata={"help": "length of a temporal test"})
     event_type_weights: dict = field(default_factory=dict, metadata={"help": "factor per type"})
+    use_counts: bool = field(default=True, metadata={"help": "let count have a part in weights"})
     half_life_days: float | None = field(default=None, metadata={"help": "decay of weights"})
     max_weight: float = field(default=10.0, metadata={"help": "weights are clipped here"})
     memory_limit: str | None = field(default=None, metadata={"help": "of DuckDB, such as 2GB"})
@@ -83,6 +84,7 @@ def main() -> None:
     processor = ImplicitRecProcessor.fit(
         training_columns(splits["train"]),
         event_type_weights=args.event_type_weights or None,
+        use_counts=args.use_counts,
         half_life=args.half_life_days and args.half_life_days * DAY,
         max_weight=args.max_weight,
     )
