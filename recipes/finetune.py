@@ -92,7 +92,7 @@ def main() -> None:
         compute_metrics=compute_hit_metrics,
         callbacks=callbacks,
     )
-    outcome = trainer.train(resume_from_checkpoint=args.resume or None)
+    trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         processor.save_pretrained(training.output_dir)
@@ -107,7 +107,6 @@ def main() -> None:
             "learning rate": training.learning_rate,
             "loss": model.config.loss_type,
             "seed": training.seed,
-            "training loss": round(outcome.training_loss, 6),
             "best validation NDCG@10": trainer.state.best_metric,
             "seconds": round(time.monotonic() - started, 1),
             "transformers": transformers.__version__,
