@@ -25,7 +25,7 @@ class CopyPrior(nn.Module):
     """Self-excitation, as in a Hawkes process (1971): every event raises the chance of its own item.
 
     The count of item v at position i is `sum over j <= i with item v of w_j * exp(k[age bucket])`,
-    for a learned kernel k. See [`raise_scores`] for how a count enters the score.
+    for a learned kernel k.
     """
 
     def __init__(self, config: ImplicitRecConfig):
@@ -47,9 +47,19 @@ class CopyPrior(nn.Module):
             log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
         return ids, weights * (distance >= 0) * (SCALAR_STEP * log_kernel).clamp_max(10).exp()
 
+    def raised(self, scores: Tensor, counts: Tensor, items: Tensor) -> Tensor:
+        """What is added to scores. Intensities add up: `log(exp(score) + exp(level_v) * count^p)`.
+
+        So an item without a count keeps its score, and one with a large count is ranked by the count,
+        whatever the item's popularity. Power p and level are learned, the level with a part per item.
+        """
+        level = 1 + SCALAR_STEP * self.level + self.item_level.weight[items, 0]
+        term = (1 + SCALAR_STEP * self.power) * counts.clamp_min(1e-9).log() + level
+        return torch.where(counts > 0, torch.logaddexp(scores, term) - scores, 0.0)
+
 
 class CooccurrencePrior(nn.Module):
-    """Mutual excitation: counts of what followed the last few items in training, from a stored table.
+    """Mutual excitation: counts of what followed the last few items in training, in a table.
 
     While training, the pair that is the label's own is taken out of the count, so that the prior
     never sees the answer.
@@ -65,9 +75,8 @@ class CooccurrencePrior(nn.Module):
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
         self.gap_level = nn.Parameter(torch.zeros(self.context))
-        self.power = nn.Parameter(torch.zeros(()))
-        self.level = nn.Parameter(torch.zeros(()))
-        self.item_level = None
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.sharpness = nn.Parameter(torch.zeros(()))
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, context * neighbours]`."""
@@ -83,20 +92,10 @@ class CooccurrencePrior(nn.Module):
         weight = (SCALAR_STEP * self.gap_level).exp() / (gaps + 1.0)
         return items.flatten(1), (counts * (weight * present)[:, :, None]).flatten(1)
 
-
-def raise_scores(
-    prior: CopyPrior | CooccurrencePrior, scores: Tensor, counts: Tensor, items: Tensor
-) -> Tensor:
-    """What a prior adds to scores: intensities add up, `log(exp(score) + exp(level_v) * count^p)`.
-
-    So an item without a count keeps its score, and one with a large count is ranked by it whatever
-    the item's popularity. Level and power p are learned, `level_v` with a part of the item's own.
-    """
-    level = 1 + SCALAR_STEP * prior.level
-    if prior.item_level is not None:
-        level = level + prior.item_level.weight[items, 0]
-    term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(1e-9).log() + level
-    return torch.where(counts > 0, torch.logaddexp(scores, term) - scores, 0.0)
+    def raised(self, scores: Tensor, counts: Tensor, items: Tensor) -> Tensor:
+        """What is added to scores: `scale * log(1 + sharpness * count)`, both learned."""
+        sharpness = (SCALAR_STEP * self.sharpness).exp()
+        return (1 + SCALAR_STEP * self.scale) * torch.log1p(sharpness * counts)
 
 
 class ItemHead(nn.Module):
@@ -159,11 +158,11 @@ class ItemHead(nn.Module):
             empty = values.new_zeros(len(source), self.vocab_size)
             counts = empty.scatter_add(1, source, values).gather(1, source)
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
-            raised = raise_scores(prior, scores.gather(1, source), counts, source)
+            raised = prior.raised(scores.gather(1, source), counts, source)
             return scores.scatter_add(1, source, raised / times)
         candidates = candidate_ids.expand(len(source), -1)
         counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
-        return scores + raise_scores(prior, scores, counts, candidates)
+        return scores + prior.raised(scores, counts, candidates)
 
 
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
