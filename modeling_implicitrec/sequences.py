@@ -65,7 +65,8 @@ def leave_last_out(sequences: Dataset) -> DatasetDict:
     where present, `target_event_types`, `target_timestamps`, `target_counts`.
 
     >>> log = Dataset.from_dict({"user_id": [7], "item_ids": [[1, 2, 3, 4]]})
-    >>> leave_last_out(log)["test"][0]
+    >>> test = leave_last_out(log)["test"]
+    >>> test[0]
     {'user_id': 7, 'item_ids': [1, 2, 3], 'target_item_ids': [4]}
     """
 

@@ -63,6 +63,7 @@ def main() -> None:
     args, training = parse_arguments(FinetuneArguments, TrainingArguments)
     training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
+    training.dataloader_pin_memory = torch.cuda.is_available()
     set_seed(training.seed)
     started = time.monotonic()
     data = Path(args.data_dir)
