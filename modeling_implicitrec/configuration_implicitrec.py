@@ -34,6 +34,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
         collapse_repeats: the model was trained on histories with one event per item, at the place of
             the last one and with the sum of the weights; its batches are to be made so.
+        exclude_seen: people do not take an item twice: what follows the last event is scored without
+            the items of the history.
         copy_prior: adds a learned log-scaled count of the user's own weighted history.
         num_cooccurrences: neighbours stored per item for the co-occurrence prior (0: no prior).
         cooccurrence_context: how many of the last events the co-occurrence prior reads.
@@ -70,6 +72,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     use_item_bias: bool = True
     use_query_time: bool = False
     collapse_repeats: bool = False
+    exclude_seen: bool = False
     copy_prior: bool = False
     num_cooccurrences: int = 0
     cooccurrence_context: int = 3

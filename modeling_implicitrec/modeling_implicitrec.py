@@ -275,7 +275,10 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         last = ((batch["weights"] > 0) * places).argmax(1)  # [batch]
         rows = torch.arange(len(hidden), device=hidden.device)
         history = gather_history(batch, rows, last)
-        return self.head(hidden[rows, last], self.item_decoder.weight, history, candidate_ids)
+        scores = self.head(hidden[rows, last], self.item_decoder.weight, history, candidate_ids)
+        if self.config.exclude_seen and candidate_ids is None:
+            scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)
+        return scores
 
     def _next_item_loss(
         self,

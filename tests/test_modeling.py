@@ -298,3 +298,12 @@ def test_the_lookup_of_buckets_has_the_gradient_of_indexing():
         BucketLookup.apply(table, buckets), table[buckets.long()].permute(3, 0, 1, 2)
     )
     assert torch.autograd.gradcheck(lambda t: BucketLookup.apply(t, buckets), [table])
+
+
+def test_a_model_of_a_log_without_repeats_never_scores_what_was_seen():
+    batch = histories()
+    scores = tiny(exclude_seen=True)(**batch).logits
+    usual = tiny()(**batch).logits
+    seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch["input_ids"], True)
+    assert (scores[seen] == torch.finfo(scores.dtype).min).all()
+    assert torch.equal(scores[~seen], usual[~seen])
