@@ -9,12 +9,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     ModelScorer,
+    did_it_happen,
     evaluate,
     fit_baselines,
     parse_arguments,
@@ -40,6 +42,10 @@ class EvaluateArguments:
         default_factory=lambda: ["popularity", "cooccurrence"], metadata={"help": "names"}
     )
     ks: list = field(default_factory=lambda: [10], metadata={"help": "cut-offs"})
+    did_it_happen: bool = field(
+        default=True, metadata={"help": "also a held-out event against an unseen one, pairwise"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the unseen events drawn"})
 
 
 def main() -> None:
@@ -70,6 +76,9 @@ def main() -> None:
         print(f"\n{args.split}, {title}\n")
         print(results_table(results, [f"{name}@{k}" for k in args.ks for name in SHOWN]))
         written[protocol] = {name: result.to_dict() for name, result in results.items()}
+    if args.did_it_happen:
+        print("\ndid it happen? a held-out event against one unseen item\n")
+        print(pointwise_table(scorers, splits[args.split], processor.item_counts, args.seed))
     if Path(args.model).is_dir():
         target = Path(args.model) / f"results_{args.split}.json"
         target.with_suffix(".partial").write_text(json.dumps(written, indent=2))
@@ -85,6 +94,22 @@ def main() -> None:
                 training={"users": len(splits["train"]), **settings},
             )
             print(f"\nmodel card: {card}")
+
+
+def pointwise_table(scorers: list, rows: Dataset, item_counts: np.ndarray, seed: int) -> str:
+    """AUC and accuracy of every scorer, with the unseen item drawn evenly and by popularity."""
+    lines = ["| model | AUC, even | accuracy, even | AUC, popular | accuracy, popular |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for scorer in scorers:
+        cells = []
+        for negatives in ("uniform", "popularity"):
+            generator = np.random.default_rng(seed)
+            found = did_it_happen(
+                scorer, rows, item_counts=item_counts, generator=generator, negatives=negatives
+            )
+            cells += [f"{found['auc']:.4f}", f"{found['paired_accuracy']:.4f}"]
+        lines.append(f"| {scorer.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def read_json(path: Path) -> dict | None:

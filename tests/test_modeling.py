@@ -300,6 +300,17 @@ def test_the_lookup_of_buckets_has_the_gradient_of_indexing():
     assert torch.autograd.gradcheck(lambda t: BucketLookup.apply(t, buckets), [table])
 
 
+def test_expected_draws_of_negatives_add_up_and_match_what_is_drawn():
+    model = tiny(num_negatives=20_000, in_batch_share=0.5)
+    counts = torch.arange(31).float()
+    model.fit_item_counts(counts)
+    targets = torch.multinomial(counts, 5_000, replacement=True)
+    expected = model._log_expected_draws(torch.arange(1, 31)).exp()
+    assert expected.sum().item() == pytest.approx(20_000, rel=1e-4)
+    drawn = torch.bincount(model._draw_negatives(targets), minlength=31)[1:]
+    torch.testing.assert_close(drawn.float(), expected, rtol=0.2, atol=30)
+
+
 def test_a_model_of_a_log_without_repeats_never_scores_what_was_seen():
     batch = histories()
     scores = tiny(exclude_seen=True)(**batch).logits

@@ -167,6 +167,7 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
     run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options))
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("implicitrec", "popularity", "own frequency"))
+    assert "did it happen?" in printed
     results = json.loads((trained / "results_test.json").read_text())
     assert set(results) == {"all", "new"}
     assert "popularity" in (trained / "README.md").read_text()
