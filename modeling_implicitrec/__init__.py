@@ -17,6 +17,7 @@ from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .encoding import (
     cooccurrence_table,
+    ease_table,
     encode_sequences,
     encode_splits,
     training_columns,
@@ -98,6 +99,7 @@ __all__ = [
     "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
+    "ease_table",
     "encode_sequences",
     "encode_splits",
     "evaluate",

@@ -39,6 +39,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         copy_prior: adds a learned log-scaled count of the user's own weighted history.
         num_cooccurrences: neighbours stored per item for the co-occurrence prior (0: no prior).
         cooccurrence_context: how many of the last events the co-occurrence prior reads.
+        cooccurrence_gap_power: p of the weight `1 / (gap + 1)^p` that the last events start with there;
+            0 for events that count alike, however long ago.
         loss_type: `"softmax"`, `"sampled_softmax"`, `"bce"` or `"gbce"` for next-item labels.
         num_negatives: shared negatives of the sampled losses.
         in_batch_share: share of the negatives drawn from the batch's labels, the rest is uniform.
@@ -76,6 +78,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     copy_prior: bool = False
     num_cooccurrences: int = 0
     cooccurrence_context: int = 3
+    cooccurrence_gap_power: float | int = 1.0
     loss_type: str = "softmax"
     num_negatives: int = 256
     in_batch_share: float | int = 0.5

@@ -8,6 +8,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from scipy import sparse
 
+from .baselines import EASE
 from .processing_implicitrec import ImplicitRecProcessor
 
 WEIGHING = ("timestamps", "event_types", "durations", "item_durations", "counts")
@@ -92,6 +93,26 @@ def cooccurrence_table(
     table = np.zeros((vocab_size, neighbours), dtype=np.float32)
     items[rows[keep], place[keep]] = columns[keep]
     table[rows[keep], place[keep]] = counts[keep]
+    return items, table
+
+
+def ease_table(
+    train: Dataset, vocab_size: int, neighbours: int, *, regularization: float = 1000.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest positive weights of [`EASE`] out of each item, in place of counts.
+
+    Returns:
+        Tokens int32 and weights float32 `[vocab_size, neighbours]`, 0 where there is none.
+    """
+    weights = EASE(train, vocab_size, regularization=regularization).weights
+    weights = np.maximum(weights[:, 1:], 0)  # nothing leads to padding
+    width = min(neighbours, weights.shape[1])
+    best = np.argpartition(-weights, width - 1, axis=1)[:, :width]
+    strength = np.take_along_axis(weights, best, axis=1).astype(np.float32)
+    items = np.zeros((vocab_size, neighbours), dtype=np.int32)
+    table = np.zeros((vocab_size, neighbours), dtype=np.float32)
+    items[:, :width] = np.where(strength > 0, best + 1, 0)
+    table[:, :width] = strength
     return items, table
 
 

@@ -72,6 +72,7 @@ class CooccurrencePrior(nn.Module):
         super().__init__()
         shape = (config.vocab_size, config.num_cooccurrences)
         self.context = config.cooccurrence_context
+        self.gap_power = config.cooccurrence_gap_power
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
         self.gap_level = nn.Parameter(torch.zeros(self.context))
@@ -81,7 +82,7 @@ class CooccurrencePrior(nn.Module):
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, context * neighbours]`."""
         ids, columns = history["input_ids"], history["columns"]
-        gaps = torch.arange(self.context, device=ids.device)
+        gaps = torch.arange(min(self.context, ids.shape[1]), device=ids.device)
         at = columns[:, None] - gaps
         present = (at >= 0) & (history["weights"].gather(1, at.clamp_min(0)) > 0)
         last = ids.gather(1, at.clamp_min(0)) * present
@@ -89,7 +90,7 @@ class CooccurrencePrior(nn.Module):
         if self.training and "labels" in history:
             own = items == history["labels"][:, None, None]
             counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
-        weight = (SCALAR_STEP * self.gap_level).exp() / (gaps + 1.0)
+        weight = (SCALAR_STEP * self.gap_level[: len(gaps)]).exp() / (gaps + 1.0) ** self.gap_power
         return items.flatten(1), (counts * (weight * present)[:, :, None]).flatten(1)
 
     def raised(self, scores: Tensor, counts: Tensor, items: Tensor) -> Tensor:

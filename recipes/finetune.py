@@ -22,6 +22,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     compute_hit_metrics,
     cooccurrence_table,
+    ease_table,
     parse_arguments,
     reduce_logits_to_hits,
 )
@@ -33,6 +34,9 @@ class FinetuneArguments:
 
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
+    cooccurrence_source: str = field(
+        default="sequence", metadata={"help": "what follows in a sequence, or ease weights"}
+    )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
     target_window_days: float = field(
@@ -52,9 +56,11 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     model = ImplicitRecForScoring(config)
     model.fit_item_counts(processor.item_counts)
     if config.num_cooccurrences:
-        table = cooccurrence_table(
-            train, config.vocab_size, config.num_cooccurrences, window=config.cooccurrence_context
-        )
+        sizes = (config.vocab_size, config.num_cooccurrences)
+        if args.cooccurrence_source == "ease":
+            table = ease_table(train, *sizes)
+        else:
+            table = cooccurrence_table(train, *sizes, window=config.cooccurrence_context)
         model.fit_cooccurrences(*table)
     return model
 

@@ -26,7 +26,8 @@ FLOORS = (
     {"head_implicitrec"},
     {"layers_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
-    {"ranking", "baselines", "encoding", "scoring"},
+    {"ranking", "baselines", "scoring"},
+    {"encoding"},
     {"evaluation", "hub", "pipeline_implicitrec"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
