@@ -1,8 +1,14 @@
 """Labels come from strictly later moments, and nothing is computed on what has no label."""
 
 import numpy as np
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 
-from modeling_implicitrec import DataCollatorForNextItem
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+)
 
 
 def row(ids, times=None, **more):
@@ -70,3 +76,58 @@ def test_an_empty_history_is_a_row_of_padding():
     batch = DataCollatorForNextItem(5)([row([], target_ids=[3]), row([4, 2], target_ids=[3])])
     assert batch["input_ids"].tolist() == [[0, 0], [4, 2]]
     assert np.isfinite(batch["input_weights"].numpy()).all()
+
+
+def test_grouping_by_length_leaves_little_padding(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(0.1, 2000) + 2, 50)  # most users are short, as in real logs
+    rows = Dataset.from_dict(
+        {
+            "input_ids": [list(range(1, size + 1)) for size in lengths],
+            "input_weights": [[1.0] * size for size in lengths],
+            "length": lengths,
+        }
+    )
+    shares = {}
+    for strategy in ("random", "group_by_length"):
+        settings = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=32,
+            train_sampling_strategy=strategy,
+            remove_unused_columns=False,
+            report_to="none",
+            use_cpu=True,
+        )
+        model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=60, hidden_size=8))
+        loader = Trainer(model, settings, DataCollatorForNextItem(50), rows).get_train_dataloader()
+        masks = [batch["attention_mask"] for batch in loader]
+        shares[strategy] = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    assert shares["group_by_length"] < 0.2
+    assert shares["random"] > 0.5
+
+
+def test_a_window_after_a_cut_gives_every_item_of_it():
+    collator = DataCollatorForNextItem(10, target_window=15)
+    ids, times = [1, 2, 2, 3, 1, 4, 5], [10, 20, 20, 30, 40, 60, 61]
+    seen = {
+        tuple(batch["input_ids"][0].tolist()): sorted(batch["target_ids"][0].tolist())
+        for batch in epochs(collator, row(ids, times), 100)
+    }
+    assert seen == {
+        (1,): [2],
+        (1, 2, 2): [3],
+        (1, 2, 2, 3): [1],
+        (1, 2, 2, 3, 1): [-100],  # nothing happened in the window
+    }
+
+
+def test_collapsing_adds_up_weights_at_the_place_of_the_last():
+    history = row([7, 5, 7, 6, 5], [1, 2, 3, 4, 5], target_ids=[1])
+    history["input_weights"] = [1.0, 2.0, 3.0, 4.0, 5.0]
+    batch = DataCollatorForNextItem(2, target_window=1, collapse_repeats=True)([history])
+    assert batch["input_ids"].tolist() == [[6, 5]]
+    assert batch["input_weights"].tolist() == [[4.0, 7.0]]
+    assert batch["timestamps"].tolist() == [[4, 5]]
+    whole = DataCollatorForNextItem(9, target_window=1, collapse_repeats=True)([history])
+    assert whole["input_ids"].tolist() == [[7, 6, 5]]
+    assert whole["input_weights"].tolist() == [[4.0, 4.0, 7.0]]
