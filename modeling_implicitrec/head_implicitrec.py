@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 
@@ -47,16 +46,6 @@ class CopyPrior(nn.Module):
             log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
         return ids, weights * (distance >= 0) * (SCALAR_STEP * log_kernel).clamp_max(10).exp()
 
-    def raised(self, scores: Tensor, counts: Tensor, items: Tensor) -> Tensor:
-        """What is added to scores. Intensities add up: `log(exp(score) + exp(level_v) * count^p)`.
-
-        So an item without a count keeps its score, and one with a large count is ranked by the count,
-        whatever the item's popularity. Power p and level are learned, the level with a part per item.
-        """
-        level = 1 + SCALAR_STEP * self.level + self.item_level.weight[items, 0]
-        term = (1 + SCALAR_STEP * self.power) * counts.clamp_min(1e-9).log() + level
-        return torch.where(counts > 0, torch.logaddexp(scores, term) - scores, 0.0)
-
 
 class CooccurrencePrior(nn.Module):
     """Mutual excitation: counts of what followed the last few items in training, in a table.
@@ -76,8 +65,8 @@ class CooccurrencePrior(nn.Module):
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
         self.gap_level = nn.Parameter(torch.zeros(self.context))
-        self.scale = nn.Parameter(torch.zeros(()))
-        self.sharpness = nn.Parameter(torch.zeros(()))
+        self.power = nn.Parameter(torch.zeros(()))
+        self.level = nn.Parameter(torch.zeros(()))
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, context * neighbours]`."""
@@ -93,14 +82,29 @@ class CooccurrencePrior(nn.Module):
         weight = (SCALAR_STEP * self.gap_level[: len(gaps)]).exp() / (gaps + 1.0) ** self.gap_power
         return items.flatten(1), (counts * (weight * present)[:, :, None]).flatten(1)
 
-    def raised(self, scores: Tensor, counts: Tensor, items: Tensor) -> Tensor:
-        """What is added to scores: `scale * log(1 + sharpness * count)`, both learned."""
-        sharpness = (SCALAR_STEP * self.sharpness).exp()
-        return (1 + SCALAR_STEP * self.scale) * torch.log1p(sharpness * counts)
+
+Prior = CopyPrior | CooccurrencePrior
+
+
+def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) -> Tensor:
+    """What a prior adds to log intensities: `log(exp(background) + exp(level_v) * count^p) - background`.
+
+    So intensities add up: an item without a count keeps its own, and one with a large count has the
+    count's, whatever its popularity. Level and power p are learned, for copies a level per item too.
+    """
+    level = 1 + SCALAR_STEP * prior.level
+    if isinstance(prior, CopyPrior):
+        level = level + prior.item_level.weight[items, 0]
+    term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(1e-9).log() + level
+    return torch.where(counts > 0, torch.logaddexp(background, term) - background, 0.0)
 
 
 class ItemHead(nn.Module):
-    """Scores `[positions, items]` or `[positions, candidates]` of hidden states."""
+    """Scores `[positions, items]` or `[positions, candidates]` of hidden states.
+
+    The item bias is raised by the co-occurrence prior, the hidden state's match with the item is
+    added, and the copy prior raises the sum: the body says what is new, the history what comes back.
+    """
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
@@ -124,32 +128,32 @@ class ItemHead(nn.Module):
             history: see [`gather_history`].
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
-        scores = self._match(hidden, table, candidate_ids)
-        for prior in (self.copy, self.cooccurrence):
-            if prior is not None:
-                scores = self._add(scores, prior, history, candidate_ids)
-        if candidate_ids is None:
-            return scores
-        return scores.masked_fill(candidate_ids == 0, torch.finfo(scores.dtype).min)
-
-    def _match(self, hidden: Tensor, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
-        """Dot products plus the item bias; over the catalogue, padding gets the lowest number."""
-        bias = None if self.item_bias is None else self.item_bias.weight[:, 0]
-        if candidate_ids is None:
-            padding = torch.zeros_like(table[:, 0])
-            padding[0] = torch.finfo(table.dtype).min
-            return F.linear(hidden, table, padding if bias is None else padding + bias)
-        chosen = table[candidate_ids]
-        if candidate_ids.dim() == 1:
-            scores = F.linear(hidden, chosen)
+        scores = self._background(len(hidden), table, candidate_ids)
+        if self.cooccurrence is not None:
+            scores = self._excite(scores, self.cooccurrence, history, candidate_ids)
+        if candidate_ids is not None and candidate_ids.dim() == 2:
+            scores = scores + torch.einsum("ph,pch->pc", hidden, table[candidate_ids])
         else:
-            scores = torch.einsum("ph,pch->pc", hidden, chosen)
-        return scores if bias is None else scores + bias[candidate_ids]
+            chosen = table if candidate_ids is None else table[candidate_ids]
+            scores = torch.addmm(scores, hidden, chosen.t())
+        if self.copy is not None:
+            scores = self._excite(scores, self.copy, history, candidate_ids)
+        return scores
 
-    def _add(
+    def _background(self, positions: int, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
+        """The item bias, `[positions, items]`; padding has the lowest number that can be added to."""
+        bias = (
+            torch.zeros_like(table[:, 0]) if self.item_bias is None else self.item_bias.weight[:, 0]
+        )
+        lowest = torch.finfo(table.dtype).min / 2
+        bias = torch.cat([torch.full_like(bias[:1], lowest), bias[1:]])
+        chosen = bias if candidate_ids is None else bias[candidate_ids]
+        return chosen.expand(positions, -1)
+
+    def _excite(
         self,
-        scores: Tensor,
-        prior: CopyPrior | CooccurrencePrior,
+        background: Tensor,
+        prior: Prior,
         history: dict[str, Tensor],
         candidate_ids: Tensor | None,
     ) -> Tensor:
@@ -159,11 +163,11 @@ class ItemHead(nn.Module):
             empty = values.new_zeros(len(source), self.vocab_size)
             counts = empty.scatter_add(1, source, values).gather(1, source)
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
-            raised = prior.raised(scores.gather(1, source), counts, source)
-            return scores.scatter_add(1, source, raised / times)
+            added = excitation(prior, background.gather(1, source), counts, source)
+            return background.scatter_add(1, source, added / times)
         candidates = candidate_ids.expand(len(source), -1)
         counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
-        return scores + prior.raised(scores, counts, candidates)
+        return background + excitation(prior, background, counts, candidates)
 
 
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:

@@ -369,7 +369,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         self.eval()
         scores = self(input_ids, candidate_ids=candidate_ids, **inputs).logits.float()
         self.train(training)
-        scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min, -torch.inf)
+        scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 4, -torch.inf)
         if exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, input_ids, -torch.inf)
         elif exclude_seen and candidate_ids is not None:
