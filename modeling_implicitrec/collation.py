@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .weights_implicitrec import collapse
+
 INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids")
 FLOATS = ("input_weights",)
 
@@ -131,18 +133,6 @@ class DataCollatorForNextItem:
         if self.moment_ends_only:
             labels[:-1][times[1:] == times[:-1]] = -100
         return labels
-
-
-def collapse(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One event per item and event type, at the place of the last, with the sum of the weights."""
-    types = part.get("event_type_ids", np.zeros_like(part["input_ids"]))
-    key = part["input_ids"].astype(np.int64) * (int(types.max(initial=0)) + 1) + types
-    distinct, place, group = np.unique(key[::-1], return_index=True, return_inverse=True)
-    last = len(key) - 1 - place
-    order = np.argsort(last)
-    collapsed = {name: values[last[order]] for name, values in part.items()}
-    weights = np.bincount(group, part["input_weights"][::-1], minlength=len(distinct))
-    return collapsed | {"input_weights": weights[order].astype(np.float32)}
 
 
 class EpochCallback(TrainerCallback):

@@ -1,16 +1,18 @@
 """The processor: histories in outside ids to tokens and weights, fitted once and saved with a model."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
+from .histories_implicitrec import read_histories
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
     COLUMNS,
+    collapse,
     count_types,
     duration_factor,
     duration_tables,
@@ -22,7 +24,6 @@ from .weights_implicitrec import (
 
 UNWEIGHTED = ("item_id", "timestamp")
 DOWNLOAD = {"revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download"}
-LISTS = (Sequence, np.ndarray)
 
 
 class ImplicitRecProcessor(ProcessorMixin):
@@ -32,8 +33,9 @@ class ImplicitRecProcessor(ProcessorMixin):
     "none or unknown". An event's weight is `clip(raw / mean_raw, 0, max_weight)`, where raw is the
     product of the type's factor (1 for an unknown type), `log2(1 + count)`, twice the quantile of the
     duration among training events of like content length, and `2^(-age / half_life)`; a part that an
-    event does not have is 1. Events of unknown items are left out; a history of nothing else becomes
-    a row of padding, for which a model ranks by its item bias.
+    event does not have is 1. With `collapse_repeats` a history's events of one item (and type) become
+    one event at the place of the last, weighted by their sum. Events of unknown items are left out; a
+    history of nothing else becomes a row of padding, for which a model ranks by its item bias.
     """
 
     attributes: list = []
@@ -51,6 +53,7 @@ class ImplicitRecProcessor(ProcessorMixin):
         event_types: list | None = None,
         use_counts: bool = True,
         use_durations: bool = True,
+        collapse_repeats: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -64,6 +67,7 @@ class ImplicitRecProcessor(ProcessorMixin):
         self.event_types = list(self.event_type_weights) if event_types is None else event_types
         self.use_counts = use_counts
         self.use_durations = use_durations
+        self.collapse_repeats = collapse_repeats
 
     @classmethod
     def fit(
@@ -154,11 +158,22 @@ class ImplicitRecProcessor(ProcessorMixin):
             ids[names == name] = place
         return ids
 
+    def adapt_to(self, config: Any) -> None:
+        """From now on make batches as the model of this configuration takes them.
+
+        Raises:
+            ValueError: where the configuration belongs to another vocabulary.
+        """
+        self.collapse_repeats = config.collapse_repeats
+        self.max_length = config.max_position_embeddings
+        self.check_model(config)
+
     def check_model(self, config: Any) -> None:
-        """Raise `ValueError` where a model's configuration belongs to another vocabulary."""
+        """Raise `ValueError` where a model's configuration does not fit this processor."""
         pairs: dict[str, tuple] = {
             "vocab_size": (config.vocab_size, self.vocab_size),
             "num_event_types": (config.num_event_types, self.num_event_types),
+            "collapse_repeats": (config.collapse_repeats, self.collapse_repeats),
         }
         if config.vocabulary_fingerprint is not None:
             pairs["vocabulary_fingerprint"] = (config.vocabulary_fingerprint, self.fingerprint)
@@ -251,7 +266,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             raise ValueError(f"max_length must be at least 1, got {limit}")
         if unknown_items not in ("drop", "error"):
             raise ValueError(f"unknown_items must be 'drop' or 'error', got {unknown_items!r}")
-        columns = [_columns(history, place) for place, history in enumerate(_histories(histories))]
+        columns = read_histories(histories)
         timed = all("timestamps" in history for history in columns)
         rows = [self._encode(h, i, limit, unknown_items) for i, h in enumerate(columns)]
         width = max(1, max(len(row["input_ids"]) for row in rows))
@@ -282,14 +297,15 @@ class ImplicitRecProcessor(ProcessorMixin):
         types = self.encode_event_types(history.get("event_types", [None] * len(tokens)))
         order = np.argsort(times, kind="stable")
         kept = order[tokens[order] > 0]
-        kept = kept[-limit:] if limit else kept
-        return {
+        row = {
             "input_ids": tokens[kept],
             "input_weights": weights[kept],
-            "attention_mask": np.ones(len(kept), dtype=np.int64),
             "event_type_ids": types[kept],
             "timestamps": times[kept],
         }
+        row = collapse(row) if self.collapse_repeats else row
+        row = {name: values[-limit:] if limit else values for name, values in row.items()}
+        return row | {"attention_mask": np.ones(len(row["input_ids"]), dtype=np.int64)}
 
     def encode_flat(
         self,
@@ -356,45 +372,3 @@ class ImplicitRecProcessor(ProcessorMixin):
         path = cached_file(pretrained_model_name_or_path, FILE_NAME, **given)
         processor.vocabulary = ItemVocabulary.load(str(path))
         return processor
-
-
-def _columns(history: Any, place: int) -> dict[str, Any]:
-    """One history as list columns."""
-    if isinstance(history, Mapping):
-        columns = {name: history[name] for name in COLUMNS.values() if name in history}
-    elif isinstance(history, str) or not isinstance(history, LISTS):
-        raise ValueError(f"history {place}: expected a list of items or events, got {history!r}")
-    elif len(history) and isinstance(history[0], Mapping):
-        names = {key for event in history for key in event} & set(COLUMNS)
-        columns = {COLUMNS[name]: [event.get(name) for event in history] for name in names}
-    else:
-        columns = {"item_ids": history}
-    if "item_ids" not in columns:
-        raise ValueError(f"history {place}: expected item_id in every event, got {history!r}")
-    columns = {name: values for name, values in columns.items() if values is not None}
-    size = len(columns["item_ids"]) if isinstance(columns["item_ids"], LISTS) else 0
-    for name, values in columns.items():
-        if isinstance(values, str) or not isinstance(values, LISTS) or len(values) != size:
-            raise ValueError(
-                f"history {place}: expected {name} to be a list as long as item_ids, got {values!r}"
-            )
-    if all(time is None for time in columns.get("timestamps", [])):
-        columns.pop("timestamps", None)
-    return columns
-
-
-def _histories(histories: Any) -> list:
-    """The single histories of a batch."""
-    if isinstance(histories, Mapping):
-        if "item_ids" not in histories:
-            raise ValueError(f"expected a column item_ids, got {sorted(histories)}")
-        names = [name for name in COLUMNS.values() if name in histories]
-        sizes = {name: len(histories[name]) for name in names}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"expected columns with one list per history, got lengths {sizes}")
-        return _histories(
-            [dict(zip(names, values)) for values in zip(*(histories[n] for n in names))]
-        )
-    if isinstance(histories, str) or not isinstance(histories, Sequence) or not len(histories):
-        raise ValueError(f"expected a list of one or more histories, got {histories!r}")
-    return list(histories)

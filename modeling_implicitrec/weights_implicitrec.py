@@ -124,3 +124,15 @@ def duration_factor(
         below = np.searchsorted(thresholds, durations[own], side="right")
         factor[own] = 2 * np.maximum(below, 1) / len(thresholds)
     return factor
+
+
+def collapse(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One event per item and event type, at the place of the last, with the sum of the weights."""
+    types = part.get("event_type_ids", np.zeros_like(part["input_ids"]))
+    key = part["input_ids"].astype(np.int64) * (int(types.max(initial=0)) + 1) + types
+    distinct, place, group = np.unique(key[::-1], return_index=True, return_inverse=True)
+    last = len(key) - 1 - place
+    order = np.argsort(last)
+    collapsed = {name: values[last[order]] for name, values in part.items()}
+    weights = np.bincount(group, part["input_weights"][::-1], minlength=len(distinct))
+    return collapsed | {"input_weights": weights[order].astype(np.float32)}

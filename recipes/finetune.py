@@ -102,6 +102,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
+        processor.adapt_to(model.config)
         processor.save_pretrained(training.output_dir)
         summary = {
             "users": len(trainer.train_dataset),

@@ -23,7 +23,7 @@ FLOORS = (
         "events",
         "arguments",
     },
-    {"head_implicitrec"},
+    {"head_implicitrec", "histories_implicitrec"},
     {"layers_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
     {"ranking", "baselines", "scoring"},

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from modeling_implicitrec import ImplicitRecConfig, ImplicitRecProcessor
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    ImplicitRecConfig,
+    ImplicitRecProcessor,
+)
 
 LOG = {
     "item_id": ["é", "b", "b", "c"],
@@ -229,3 +233,21 @@ def test_many_strings_are_looked_up_fast():
     assert time.perf_counter() - start < 10
     assert sorted(tokens.tolist()) == list(range(1, 200_001))
     assert fitted.decode_items(tokens[:3]) == ids[:-4:-1]
+
+
+def test_an_adapted_processor_makes_the_batches_that_the_model_was_trained_on():
+    made = ImplicitRecProcessor.fit({"item_id": [1, 1, 2, 3], "count": [1, 1, 1, 1]})
+    config = ImplicitRecConfig(
+        vocab_size=made.vocab_size, max_position_embeddings=2, collapse_repeats=True
+    )
+    with pytest.raises(ValueError, match="collapse_repeats is True in the model and False"):
+        made.check_model(config)
+    made.adapt_to(config)
+    batch = made([[1, 2, 1, 3, 1], [2]])
+    assert made.decode_items(batch["input_ids"][0]) == [3, 1]
+    assert batch["input_weights"].tolist() == [[1, 3], [1, 0]]
+    row = {"input_ids": made.encode_items([1, 2, 1, 3, 1]), "input_weights": np.ones(5)}
+    collator = DataCollatorForNextItem(2, collapse_repeats=True)
+    trained_on = collator([{**row, "target_ids": []}])
+    assert trained_on["input_ids"].tolist() == batch["input_ids"][:1].tolist()
+    assert trained_on["input_weights"].tolist() == batch["input_weights"][:1].tolist()
