@@ -185,6 +185,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         self.item_decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.head = ItemHead(config)
         self.register_buffer("item_frequency", torch.ones(config.vocab_size))
+        if config.tie_word_embeddings:  # Trainer warns of each missing key that is not named here
+            self._keys_to_ignore_on_save = {"item_decoder.weight"}
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -1,7 +1,8 @@
 """Train and test a recipe over several seeds: `python scripts/benchmark_recipe.py recipes/beauty`.
 
 Runs `finetune.py` and `evaluate.py` for every seed (a seed that has its results is not run again), and
-writes the means beside the baselines to `docs/results/<recipe>.json` and `.md`.
+writes the means beside the baselines to `docs/results/<recipe>.json` and `.md`, and their NDCG@10 into the
+table of `README.md`.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("ndcg@10", "recall@10", "hit_rate@10", "mrr@10", "coverage@10")
 TITLES = {"all": "repeats allowed", "new": "new items only"}
+BASELINES = ("popularity", "own frequency", "co-occurrence", "item kNN", "ALS", "EASE")
+START, END = "<!-- results -->\n", "<!-- end of results -->"
 
 
 def run_seed(recipe: Path, config: str, seed: int, output: Path) -> None:
@@ -65,6 +68,32 @@ def cell(value: dict) -> str:
     return f"{value['mean']:.4f}{spread}"
 
 
+def readme_table(reports: dict[str, dict]) -> str:
+    """NDCG@10 of every recipe that has been measured, a line for each of its questions."""
+    names = ("implicitrec", *BASELINES)
+    lines = [
+        "| recipe | question | " + " | ".join(names) + " |",
+        "|---|---|" + "---:|" * len(names),
+    ]
+    for stem, report in sorted(reports.items()):
+        for protocol, models in report["results"].items():
+            cells = []
+            for start in names:
+                found = [name for name in models if name.startswith(start)]
+                cells.append(cell(models[found[0]]["ndcg@10"]) if found else "")
+            link = f"[{stem}](docs/results/{stem}.md)"
+            lines.append(f"| {link} | {TITLES[protocol]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_results(readme: str) -> str:
+    """The text of README.md with its table made anew from `docs/results`."""
+    found = sorted((ROOT / "docs" / "results").glob("*.json"))
+    table = readme_table({path.stem: json.loads(path.read_text()) for path in found})
+    before, rest = readme.split(START)
+    return before + START + table + END + rest.split(END)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, help="folder of the recipe")
@@ -92,6 +121,8 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
     (target / f"{stem}.md").write_text(markdown(stem, report))
+    readme = ROOT / "README.md"
+    readme.write_text(with_results(readme.read_text()))
     print(markdown(stem, report))
 
 

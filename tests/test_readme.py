@@ -1,6 +1,7 @@
 """The code of README and docs runs, and the files and numbers they name are right."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,8 @@ def test_the_files_and_targets_that_the_readme_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.M):
         assert f"\n{target}:" in makefile
+
+
+def test_the_results_are_those_that_were_measured():
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmark_recipe.py"))
+    assert script["with_results"](README) == README
