@@ -50,6 +50,7 @@ class DataCollatorForNextItem:
         moment_ends_only: label only the last event of every moment.
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
+        num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
 
@@ -58,6 +59,7 @@ class DataCollatorForNextItem:
     moment_ends_only: bool = False
     target_window: float = 0.0
     collapse_repeats: bool = False
+    num_folds: int = 0
     seed: int = 0
     epoch: int = field(default=0, init=False)
 
@@ -75,6 +77,8 @@ class DataCollatorForNextItem:
         batch["attention_mask"] = (batch["input_ids"] > 0).long()
         name = "target_ids" if "target_ids" in parts[0] else "labels"
         batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
+        if self.num_folds and "target_ids" not in rows[0]:
+            batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
 
     def _row(self, row: Mapping[str, list]) -> dict[str, np.ndarray]:

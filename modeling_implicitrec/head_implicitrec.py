@@ -50,12 +50,15 @@ class CopyPrior(nn.Module):
 class CooccurrencePrior(nn.Module):
     """Mutual excitation: counts of what followed the last few items in training, in a table.
 
-    While training, the pair that is the label's own is taken out of the count, so that the prior
-    never sees the answer.
+    While training, the prior must not see the answer. Either the pair that is the label's own is taken
+    out of the count, or every user reads a table that was made from other users only (cross-fitting,
+    as in Wolpert's stacked generalisation, 1992).
     """
 
     items: Tensor
     counts: Tensor
+    fold_items: Tensor
+    fold_counts: Tensor
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
@@ -64,6 +67,9 @@ class CooccurrencePrior(nn.Module):
         self.gap_power = config.cooccurrence_gap_power
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
+        none = (0, *shape)
+        self.register_buffer("fold_items", torch.zeros(none, dtype=torch.int32), persistent=False)
+        self.register_buffer("fold_counts", torch.zeros(none), persistent=False)
         self.gap_level = nn.Parameter(torch.zeros(self.context))
         self.power = nn.Parameter(torch.zeros(()))
         self.level = nn.Parameter(torch.zeros(()))
@@ -75,8 +81,17 @@ class CooccurrencePrior(nn.Module):
         at = columns[:, None] - gaps
         present = (at >= 0) & (history["weights"].gather(1, at.clamp_min(0)) > 0)
         last = ids.gather(1, at.clamp_min(0)) * present
-        items, counts = self.items[last].long(), self.counts[last]
-        if self.training and "labels" in history:
+        if self.training and len(self.fold_items):
+            if "fold_ids" not in history:
+                raise ValueError(
+                    "training with cross-fitted co-occurrences expects fold_ids in the batch, got none; "
+                    "set num_folds of the collator"
+                )
+            at_fold = (history["fold_ids"][:, None], last)
+            items, counts = self.fold_items[at_fold].long(), self.fold_counts[at_fold]
+        else:
+            items, counts = self.items[last].long(), self.counts[last]
+        if self.training and "labels" in history and not len(self.fold_items):
             own = items == history["labels"][:, None, None]
             counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
         weight = (SCALAR_STEP * self.gap_level[: len(gaps)]).exp() / (gaps + 1.0) ** self.gap_power
@@ -102,14 +117,16 @@ def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) 
 class ItemHead(nn.Module):
     """Scores `[positions, items]` or `[positions, candidates]` of hidden states.
 
-    The item bias is raised by the co-occurrence prior, the hidden state's match with the item is
-    added, and the copy prior raises the sum: the body says what is new, the history what comes back.
+    The item bias, times a learned power of popularity, is raised by the co-occurrence prior, the hidden
+    state's match with the item is added, and the copy prior raises the sum: the body says what is new,
+    the history what comes back.
     """
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.vocab_size = config.vocab_size
         self.item_bias = nn.Embedding(config.vocab_size, 1) if config.use_item_bias else None
+        self.bias_power = nn.Parameter(torch.zeros(()))
         self.copy = CopyPrior(config) if config.copy_prior else None
         self.cooccurrence = CooccurrencePrior(config) if config.num_cooccurrences else None
 
@@ -142,9 +159,9 @@ class ItemHead(nn.Module):
 
     def _background(self, positions: int, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
         """The item bias, `[positions, items]`; padding has the lowest number that can be added to."""
-        bias = (
-            torch.zeros_like(table[:, 0]) if self.item_bias is None else self.item_bias.weight[:, 0]
-        )
+        bias = torch.zeros_like(table[:, 0])
+        if self.item_bias is not None:
+            bias = (1 + SCALAR_STEP * self.bias_power) * self.item_bias.weight[:, 0]
         lowest = torch.finfo(table.dtype).min / 2
         bias = torch.cat([torch.full_like(bias[:1], lowest), bias[1:]])
         chosen = bias if candidate_ids is None else bias[candidate_ids]
@@ -157,12 +174,16 @@ class ItemHead(nn.Module):
         history: dict[str, Tensor],
         candidate_ids: Tensor | None,
     ) -> Tensor:
-        """Add a prior's part; over the catalogue only where the prior has a count."""
+        """Add a prior's part; where the sources are few, to the items that they name only."""
         source, values = prior(history)  # [positions, sources]
         if candidate_ids is None:
             empty = values.new_zeros(len(source), self.vocab_size)
-            counts = empty.scatter_add(1, source, values).gather(1, source)
+            counts = empty.scatter_add(1, source, values)
+            if source.shape[1] >= self.vocab_size:
+                every = torch.arange(self.vocab_size, device=source.device)
+                return background + excitation(prior, background, counts, every)
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
+            counts = counts.gather(1, source)
             added = excitation(prior, background.gather(1, source), counts, source)
             return background.scatter_add(1, source, added / times)
         candidates = candidate_ids.expand(len(source), -1)
@@ -177,6 +198,8 @@ def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict
         "weights": batch["weights"][rows],
         "columns": columns,
     }
+    if batch["fold_ids"] is not None:
+        history["fold_ids"] = batch["fold_ids"][rows]
     if batch["timestamps"] is not None:
         history["timestamps"] = batch["timestamps"][rows]
         last = history["timestamps"].gather(1, columns[:, None])[:, 0]

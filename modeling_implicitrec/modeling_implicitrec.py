@@ -55,6 +55,8 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CopyPrior | CooccurrencePrior):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
+        elif isinstance(module, ItemHead):
+            init.zeros_(module.bias_power)
         if isinstance(module, WeightEmbedding):
             init.zeros_(module.bins.weight)
 
@@ -208,17 +210,25 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             self.head.item_bias.weight.copy_(self.item_frequency.log()[:, None])
 
     @torch.no_grad()
-    def fit_cooccurrences(self, items: Tensor, counts: Tensor) -> None:
+    def fit_cooccurrences(
+        self, items: Tensor, counts: Tensor, folds: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Store the table of the co-occurrence prior.
 
         Args:
             items: `[vocab_size, num_cooccurrences]` tokens that followed each item, 0 for none.
             counts: of the same shape, how often.
+            folds: the same two as `[folds, vocab_size, num_cooccurrences]`: fold f is made without the
+                users whose `fold_ids` are f. They are read while training and not saved.
         """
-        if self.head.cooccurrence is None:
+        prior = self.head.cooccurrence
+        if prior is None:
             raise ValueError("the configuration has no co-occurrence prior: num_cooccurrences is 0")
-        self.head.cooccurrence.items.copy_(torch.as_tensor(items))
-        self.head.cooccurrence.counts.copy_(torch.as_tensor(counts))
+        prior.items.copy_(torch.as_tensor(items))
+        prior.counts.copy_(torch.as_tensor(counts))
+        if folds is not None:
+            prior.fold_items = torch.as_tensor(folds[0]).to(prior.items)
+            prior.fold_counts = torch.as_tensor(folds[1]).to(prior.counts)
 
     def forward(
         self,
@@ -232,6 +242,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         candidate_ids: Tensor | None = None,
         target_ids: Tensor | None = None,
         query_time: Tensor | None = None,
+        fold_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
@@ -245,6 +256,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             target_ids: `[batch, targets]` all right answers for what follows the last event, in any
                 order; not positive ones are ignored. The loss is their mean cross-entropy.
             query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
+            fold_ids: `[batch]` group of each user, read while training with cross-fitted
+                co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
                 loss is divided by it in place of the batch's own sum of label weights.
         """
@@ -258,6 +271,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             "weights": weights,
             "timestamps": timestamps,
             "query_time": asked,
+            "fold_ids": fold_ids,
         }
         loss, logits = None, None
         pointwise = labels is not None and candidate_ids is not None

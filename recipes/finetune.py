@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from datasets import DatasetDict
@@ -27,6 +28,13 @@ from modeling_implicitrec import (
     reduce_logits_to_hits,
 )
 
+COOCCURRENCES = {
+    "sequence": lambda rows, config: cooccurrence_table(
+        rows, config.vocab_size, config.num_cooccurrences, window=config.cooccurrence_context
+    ),
+    "ease": lambda rows, config: ease_table(rows, config.vocab_size, config.num_cooccurrences),
+}
+
 
 @dataclass
 class FinetuneArguments:
@@ -36,6 +44,9 @@ class FinetuneArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(
         default="sequence", metadata={"help": "what follows in a sequence, or ease weights"}
+    )
+    cooccurrence_folds: int = field(
+        default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
@@ -56,13 +67,19 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     model = ImplicitRecForScoring(config)
     model.fit_item_counts(processor.item_counts)
     if config.num_cooccurrences:
-        sizes = (config.vocab_size, config.num_cooccurrences)
-        if args.cooccurrence_source == "ease":
-            table = ease_table(train, *sizes)
-        else:
-            table = cooccurrence_table(train, *sizes, window=config.cooccurrence_context)
-        model.fit_cooccurrences(*table)
+        make = COOCCURRENCES[args.cooccurrence_source]
+        model.fit_cooccurrences(*make(train, config), folds=folds(args, make, train, config))
     return model
+
+
+def folds(args: FinetuneArguments, make, train, config) -> tuple | None:
+    """The table without each group of users."""
+    if not args.cooccurrence_folds:
+        return None
+    group = np.asarray(train["row"]) % args.cooccurrence_folds
+    others = (train.select(np.flatnonzero(group != f)) for f in range(args.cooccurrence_folds))
+    tables = [make(rows, config) for rows in others]
+    return tuple(np.stack(parts) for parts in zip(*tables))
 
 
 def main() -> None:
@@ -84,6 +101,7 @@ def main() -> None:
         moment_ends_only=args.moment_ends_only,
         target_window=args.target_window_days * 86_400,
         collapse_repeats=model.config.collapse_repeats,
+        num_folds=args.cooccurrence_folds,
         seed=training.seed,
     )
     callbacks: list = [EpochCallback(collator)]

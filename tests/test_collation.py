@@ -131,3 +131,10 @@ def test_collapsing_adds_up_weights_at_the_place_of_the_last():
     whole = DataCollatorForNextItem(9, target_window=1, collapse_repeats=True)([history])
     assert whole["input_ids"].tolist() == [[7, 6, 5]]
     assert whole["input_weights"].tolist() == [[4.0, 4.0, 7.0]]
+
+
+def test_a_users_fold_is_its_place_and_evaluation_has_none():
+    collator = DataCollatorForNextItem(5, num_folds=3)
+    rows = [{**row([1, 2], [1, 2]), "row": place} for place in (4, 5, 6)]
+    assert collator(rows)["fold_ids"].tolist() == [1, 2, 0]
+    assert "fold_ids" not in collator([row([1, 2], [1, 2], target_ids=[3])])

@@ -132,6 +132,36 @@ def test_the_cooccurrence_prior_adds_its_counts_and_hides_the_label():
     assert model.head.cooccurrence(history)[1].sum() == 0
 
 
+def test_catalogue_and_candidates_agree_however_many_items_the_prior_names():
+    every = torch.arange(1, 31).expand(3, 30)
+    for context in (1, 4):  # fewer and more sources than items
+        model = tiny(num_cooccurrences=10, cooccurrence_context=context)
+        generator = torch.Generator().manual_seed(2)
+        items = torch.stack([torch.randperm(30, generator=generator)[:10] + 1 for _ in range(31)])
+        model.fit_cooccurrences(items, torch.rand(31, 10, generator=generator))
+        batch = histories()
+        full = model(**batch).logits[:, 1:]
+        torch.testing.assert_close(model(**batch, candidate_ids=every).logits, full)
+
+
+def test_cross_fitted_counts_are_read_in_training_only():
+    model = tiny(num_cooccurrences=2, hidden_dropout_prob=0.0)
+    empty = torch.zeros(31, 2)
+    folds = (torch.full((2, 31, 2), 7), torch.stack([empty, empty + 50]))
+    folds[0][..., 1] = 0
+    model.fit_cooccurrences(empty.long(), empty, folds=folds)
+    batch = {name: values[:1] for name, values in histories().items()}
+    batch |= {"target_ids": torch.tensor([[7]])}
+    evaluated = model(**batch).loss
+    model.train()
+    without, other = (model(**batch, fold_ids=torch.tensor([f])).loss for f in (0, 1))
+    torch.testing.assert_close(without, evaluated)
+    assert other < without - 1
+    assert not any("fold" in name for name in model.state_dict())
+    with pytest.raises(ValueError, match="expects fold_ids"):
+        model(**batch)
+
+
 def test_pointwise_labels_give_binary_cross_entropy():
     model, batch = tiny(), histories()
     candidates, labels = torch.tensor([[1, 2]] * 3), torch.tensor([[1.0, 0.0]] * 3)
