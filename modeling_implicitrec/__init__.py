@@ -31,6 +31,7 @@ from .evaluation import (
 )
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
+from .matrices import user_counts
 from .metrics import (
     auc,
     coverage_at_k,
@@ -112,5 +113,6 @@ __all__ = [
     "save_checkpoint",
     "temporal_split",
     "training_columns",
+    "user_counts",
     "write_model_card",
 ]

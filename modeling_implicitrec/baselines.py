@@ -3,20 +3,26 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
-import pyarrow.compute as pc
-from datasets import Dataset
 from scipy import linalg, sparse
 
-Row = dict[str, Any]
-Rows: TypeAlias = Sequence[Row] | Dataset
+from .matrices import (
+    SECONDS_PER_DAY,
+    Row,
+    Rows,
+    binary_matrix,
+    flatten_column,
+    flatten_tokens,
+    item_counts,
+    recent_events,
+    user_item_matrix,
+)
 
 # Popularity breaks ties: at most this much is added to a score, so order among scores that differ
 # by more is kept.
 TIE_BREAK = 1e-4
-SECONDS_PER_DAY = 86_400.0
 
 
 class Scorer(Protocol):
@@ -30,76 +36,6 @@ class Scorer(Protocol):
     def score(self, rows: Sequence[Row]) -> np.ndarray:
         """Scores of every token for the history (`input_ids`) of each row."""
         ...
-
-
-def flatten_column(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """All values of a list column in one array, and the length of each row's list.
-
-    Args:
-        rows: a `datasets.Dataset`, read as Arrow without a loop, or a sequence of dicts.
-        column: name of a list column.
-
-    Raises:
-        ValueError: if the column is missing.
-
-    >>> flatten_column([{"input_ids": [3]}, {"input_ids": [1, 2]}], "input_ids")
-    (array([3, 1, 2]), array([1, 2]))
-    """
-    if isinstance(rows, Dataset):
-        if column not in rows.column_names:
-            raise ValueError(f"rows need the column {column!r}, got {rows.column_names}")
-        lists = rows.select_columns(column).with_format("arrow")[:].column(column)
-        lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
-        return pc.list_flatten(lists).to_numpy(), lengths
-    missing = [index for index, row in enumerate(rows) if column not in row]
-    if missing:
-        raise ValueError(f"rows need the column {column!r}: row {missing[0]} has none")
-    lists = [np.asarray(row[column]) for row in rows]
-    lengths = np.array([len(values) for values in lists], dtype=np.int64)
-    filled = [values for values in lists if len(values)]
-    return (np.concatenate(filled) if filled else np.zeros(0, dtype=np.int64)), lengths
-
-
-def flatten_tokens(rows: Rows, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`input_ids` of all rows in one int64 array, and the row that each belongs to.
-
-    Raises:
-        ValueError: if a token is not in `1..vocab_size - 1`.
-
-    >>> flatten_tokens([{"input_ids": [3]}, {"input_ids": [1, 2]}], 4)
-    (array([3, 1, 2]), array([0, 1, 1]))
-    """
-    tokens, lengths = flatten_column(rows, "input_ids")
-    tokens = tokens.astype(np.int64)
-    if tokens.size and not 1 <= tokens.min() <= tokens.max() < vocab_size:
-        raise ValueError(
-            f"input_ids must lie in 1..{vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
-        )
-    return tokens, np.repeat(np.arange(len(lengths)), lengths)
-
-
-def item_counts(rows: Rows, vocab_size: int) -> np.ndarray:
-    """How many events each token has, int64 `[vocab_size]`.
-
-    >>> item_counts([{"input_ids": [3, 3]}, {"input_ids": [1]}], 4).tolist()
-    [0, 1, 0, 2]
-    """
-    return np.bincount(flatten_tokens(rows, vocab_size)[0], minlength=vocab_size)
-
-
-def user_item_matrix(rows: Rows, vocab_size: int) -> sparse.csr_matrix:
-    """How often each row holds each token, float32 `[rows, vocab_size]`."""
-    tokens, owners = flatten_tokens(rows, vocab_size)
-    ones = np.ones(len(tokens), dtype=np.float32)
-    matrix = sparse.csr_matrix((ones, (owners, tokens)), shape=(len(rows), vocab_size))
-    matrix.sum_duplicates()
-    return matrix
-
-
-def _binary_matrix(rows: Rows, vocab_size: int) -> sparse.csr_matrix:
-    matrix = user_item_matrix(rows, vocab_size)
-    matrix.data[:] = 1.0
-    return matrix
 
 
 def _tie_break(rows: Rows, vocab_size: int) -> np.ndarray:
@@ -129,15 +65,10 @@ class RecentPopularity:
     """
 
     def __init__(self, train_rows: Rows, vocab_size: int, *, days: float = 7.0) -> None:
-        if not days > 0:
-            raise ValueError(f"days must be positive, got {days}")
         self.name = f"recent popularity ({days:g} days)"
         tokens, _ = flatten_tokens(train_rows, vocab_size)
-        times, _ = flatten_column(train_rows, "timestamps")
-        if len(times) != len(tokens):
-            raise ValueError(f"expected {len(tokens)} timestamps, got {len(times)}")
-        recent = times > times.max(initial=0) - days * SECONDS_PER_DAY
-        counts = np.bincount(tokens[recent], minlength=vocab_size).astype(np.float32)
+        recent = tokens[recent_events(train_rows, len(tokens), days)]
+        counts = np.bincount(recent, minlength=vocab_size).astype(np.float32)
         self.counts = counts + _tie_break(train_rows, vocab_size)
 
     def score(self, rows: Sequence[Row]) -> np.ndarray:
@@ -230,24 +161,34 @@ class Cooccurrence:
 
 
 class EASE:
-    """Linear item-item model in closed form (Steck, 2019): `score = x @ B`.
+    """Linear item-item model in closed form (Steck, 2019): `score = x @ B`, the diagonal of B is 0.
 
-    With `G = X'X + regularization * I` and `P = G^-1`, `B_ij = -P_ij / P_jj` off the diagonal and
-    0 on it. X is the binary user-item matrix, x the binary history. Fitting holds up to four dense
-    float32 `[vocab_size, vocab_size]` matrices, so it is for small catalogues.
+    With `G = X'X + regularization * I`, `P = G^-1` and the ridge solution `R = P X'Y`,
+    `B_ij = R_ij - P_ij R_jj / P_jj`. X is the binary user-item matrix, x the binary history, and Y is
+    X (so that `B_ij = -P_ij / P_jj`) or, with `target_days`, its part of the last days: what leads to
+    the items that are bought now. Fitting holds up to four dense float32 `[vocab_size, vocab_size]`
+    matrices, so it is for small catalogues.
 
     Args:
-        train_rows: encoded rows.
+        train_rows: encoded rows, with `timestamps` in seconds where `target_days` is given.
         vocab_size: item tokens including 0.
         regularization: the lambda of the paper, in users.
+        target_days: length of the window of Y, which ends with the last training event.
     """
 
-    def __init__(self, train_rows: Rows, vocab_size: int, *, regularization: float = 100.0) -> None:
+    def __init__(
+        self,
+        train_rows: Rows,
+        vocab_size: int,
+        *,
+        regularization: float = 100.0,
+        target_days: float | None = None,
+    ) -> None:
         if not regularization > 0:
             raise ValueError(f"regularization must be positive, got {regularization}")
         self.name = f"EASE (lambda {regularization:g})"
         self.vocab_size = vocab_size
-        users = _binary_matrix(train_rows, vocab_size)
+        users = binary_matrix(train_rows, vocab_size)
         gram = np.asfortranarray((users.T @ users).toarray(), dtype=np.float32)
         gram[np.diag_indices(vocab_size)] += regularization
         factor, failed = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
@@ -256,13 +197,19 @@ class EASE:
         inverse, _ = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
-        inverse /= -np.diag(inverse)
-        inverse[np.diag_indices(vocab_size)] = 0.0
-        self.weights = inverse
+        if target_days is None:
+            inverse /= -np.diag(inverse)
+            self.weights = inverse
+        else:
+            self.name = f"EASE (lambda {regularization:g}, {target_days:g} days)"
+            answers = binary_matrix(train_rows, vocab_size, target_days)
+            self.weights = inverse @ (users.T @ answers).toarray()
+            self.weights -= inverse * (np.diag(self.weights) / np.diag(inverse))
+        self.weights[np.diag_indices(vocab_size)] = 0.0
 
     def score(self, rows: Sequence[Row]) -> np.ndarray:
         """float32 `[batch, vocab_size]`."""
-        return np.asarray(_binary_matrix(rows, self.vocab_size) @ self.weights, dtype=np.float32)
+        return np.asarray(binary_matrix(rows, self.vocab_size) @ self.weights, dtype=np.float32)
 
 
 def _missing_implicit(error: ImportError) -> ImportError:
@@ -295,12 +242,12 @@ class ItemKNN:
         model = CosineRecommender(K=neighbours, num_threads=1)
         with warnings.catch_warnings():  # implicit warns of a COO matrix that it makes itself
             warnings.simplefilter("ignore", ParameterWarning)
-            model.fit(_binary_matrix(train_rows, vocab_size), show_progress=False)
+            model.fit(binary_matrix(train_rows, vocab_size), show_progress=False)
         self.similarity = model.similarity.astype(np.float32)
 
     def score(self, rows: Sequence[Row]) -> np.ndarray:
         """float32 `[batch, vocab_size]`."""
-        histories = _binary_matrix(rows, self.vocab_size)
+        histories = binary_matrix(rows, self.vocab_size)
         return (histories @ self.similarity).toarray() + self.tie_break
 
 

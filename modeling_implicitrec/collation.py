@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class DataCollatorForNextItem:
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
 
-    def __call__(self, rows: Sequence[Mapping[str, list]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         parts = [self._row(row) for row in rows]
         batch = {
             name: pad_rows([p[name] for p in parts], torch.float if name in FLOATS else torch.long)

@@ -25,6 +25,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         intermediate_size: inner width of the gated MLP.
         hidden_dropout_prob: dropout on embeddings and on each block's output.
         attention_probs_dropout_prob: dropout on attention probabilities.
+        item_dropout_prob: share of events whose item the body does not see while training (as word
+            dropout, Gal and Ghahramani, 2016); the priors do.
         max_position_embeddings: longest history, in events.
         sequence_mixer: `"attention"`, `"gru"` or `"convolution"`.
         convolution_kernel_size: events that one causal convolution sees.
@@ -66,6 +68,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     intermediate_size: int = 128
     hidden_dropout_prob: float | int = 0.2
     attention_probs_dropout_prob: float | int = 0.0
+    item_dropout_prob: float | int = 0.0
     max_position_embeddings: int = 50
     sequence_mixer: str = "attention"
     convolution_kernel_size: int = 5
@@ -113,8 +116,10 @@ class ImplicitRecConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.in_batch_share <= 1:
-            raise ValueError(f"in_batch_share must be from 0 to 1, got {self.in_batch_share}")
+        shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "item_dropout_prob")
+        for name in (*shares, "in_batch_share", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.vocab_size < 2:
             raise ValueError(
                 f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"

@@ -97,21 +97,28 @@ def cooccurrence_table(
 
 
 def ease_table(
-    train: Dataset, vocab_size: int, neighbours: int, *, regularization: float = 1000.0
+    train: Dataset,
+    vocab_size: int,
+    neighbours: int,
+    *,
+    regularization: float = 1000.0,
+    target_days: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest positive weights of [`EASE`] out of each item, in place of counts.
+    """The largest weights of [`EASE`] out of each item, by size, in place of counts.
+
+    Negative ones are kept: the prior counts the sum over a history, where it is positive.
 
     Returns:
         Tokens int32 and weights float32 `[vocab_size, neighbours]`, 0 where there is none.
     """
-    weights = EASE(train, vocab_size, regularization=regularization).weights
-    weights = np.maximum(weights[:, 1:], 0)  # nothing leads to padding
+    model = EASE(train, vocab_size, regularization=regularization, target_days=target_days)
+    weights = model.weights[:, 1:]  # nothing leads to padding
     width = min(neighbours, weights.shape[1])
-    best = np.argpartition(-weights, width - 1, axis=1)[:, :width]
+    best = np.argpartition(-np.abs(weights), width - 1, axis=1)[:, :width]
     strength = np.take_along_axis(weights, best, axis=1).astype(np.float32)
     items = np.zeros((vocab_size, neighbours), dtype=np.int32)
     table = np.zeros((vocab_size, neighbours), dtype=np.float32)
-    items[:, :width] = np.where(strength > 0, best + 1, 0)
+    items[:, :width] = np.where(strength != 0, best + 1, 0)
     table[:, :width] = strength
     return items, table
 

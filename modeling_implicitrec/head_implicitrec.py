@@ -20,6 +20,21 @@ def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
     return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
 
 
+class TimeKernel(nn.Module):
+    """The learned log influence of an event by the log of its age; nothing where there are no times."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.levels = nn.Parameter(torch.zeros(2 * config.num_time_buckets))
+
+    def forward(self, history: dict[str, Tensor]) -> Tensor:
+        """`[positions, length]`."""
+        if "timestamps" not in history:
+            return torch.zeros_like(history["weights"])
+        age = history["query_time"][:, None] - history["timestamps"]
+        return SCALAR_STEP * self.levels[log_buckets(age, len(self.levels))]
+
+
 class CopyPrior(nn.Module):
     """Self-excitation, as in a Hawkes process (1971): every event raises the chance of its own item.
 
@@ -30,7 +45,7 @@ class CopyPrior(nn.Module):
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.num_buckets = config.num_time_buckets
-        self.time_kernel = nn.Parameter(torch.zeros(2 * config.num_time_buckets))
+        self.time_kernel = TimeKernel(config)
         self.distance_kernel = nn.Parameter(torch.zeros(config.num_time_buckets))
         self.power = nn.Parameter(torch.zeros(()))
         self.level = nn.Parameter(torch.zeros(()))
@@ -40,11 +55,9 @@ class CopyPrior(nn.Module):
         """Source tokens and values, both `[positions, length]`."""
         ids, weights, columns = history["input_ids"], history["weights"], history["columns"]
         distance = columns[:, None] - torch.arange(ids.shape[1], device=ids.device)
-        log_kernel = self.distance_kernel[log_buckets(distance, self.num_buckets)]
-        if "timestamps" in history:
-            age = history["query_time"][:, None] - history["timestamps"]
-            log_kernel = log_kernel + self.time_kernel[log_buckets(age, 2 * self.num_buckets)]
-        return ids, weights * (distance >= 0) * (SCALAR_STEP * log_kernel).clamp_max(10).exp()
+        log_kernel = SCALAR_STEP * self.distance_kernel[log_buckets(distance, self.num_buckets)]
+        log_kernel = log_kernel + self.time_kernel(history)
+        return ids, weights * (distance >= 0) * log_kernel.clamp_max(10).exp()
 
 
 class CooccurrencePrior(nn.Module):
@@ -71,6 +84,8 @@ class CooccurrencePrior(nn.Module):
         self.register_buffer("fold_items", torch.zeros(none, dtype=torch.int32), persistent=False)
         self.register_buffer("fold_counts", torch.zeros(none), persistent=False)
         self.gap_level = nn.Parameter(torch.zeros(self.context))
+        self.time_kernel = TimeKernel(config)
+        self.evidence = nn.Parameter(torch.zeros(()))
         self.power = nn.Parameter(torch.zeros(()))
         self.level = nn.Parameter(torch.zeros(()))
 
@@ -79,8 +94,10 @@ class CooccurrencePrior(nn.Module):
         ids, columns = history["input_ids"], history["columns"]
         gaps = torch.arange(min(self.context, ids.shape[1]), device=ids.device)
         at = columns[:, None] - gaps
-        present = (at >= 0) & (history["weights"].gather(1, at.clamp_min(0)) > 0)
-        last = ids.gather(1, at.clamp_min(0)) * present
+        place = at.clamp_min(0)
+        present = (at >= 0) & (history["weights"].gather(1, place) > 0)
+        evidence = history["weights"].gather(1, place).clamp_min(1e-9)
+        last = ids.gather(1, place) * present
         if self.training and len(self.fold_items):
             if "fold_ids" not in history:
                 raise ValueError(
@@ -94,8 +111,10 @@ class CooccurrencePrior(nn.Module):
         if self.training and "labels" in history and not len(self.fold_items):
             own = items == history["labels"][:, None, None]
             counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
-        weight = (SCALAR_STEP * self.gap_level[: len(gaps)]).exp() / (gaps + 1.0) ** self.gap_power
-        return items.flatten(1), (counts * (weight * present)[:, :, None]).flatten(1)
+        log_weight = SCALAR_STEP * (self.gap_level[: len(gaps)] + self.evidence * evidence.log())
+        log_weight = log_weight + self.time_kernel(history).gather(1, place)
+        weight = log_weight.clamp_max(10).exp() / (gaps + 1.0) ** self.gap_power * present
+        return items.flatten(1), (counts * weight[:, :, None]).flatten(1)
 
 
 Prior = CopyPrior | CooccurrencePrior

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import CooccurrencePrior, CopyPrior, ItemHead, gather_history
+from .head_implicitrec import CooccurrencePrior, CopyPrior, ItemHead, TimeKernel, gather_history
 from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
 from .loss_implicitrec import (
     chunked_loss,
@@ -52,7 +52,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        elif isinstance(module, CopyPrior | CooccurrencePrior):
+        elif isinstance(module, CopyPrior | CooccurrencePrior | TimeKernel):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
         elif isinstance(module, ItemHead):
@@ -105,6 +105,9 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         weights = event_weights(self.config, input_ids, input_weights, attention_mask)
         present = weights > 0
         hidden = self.item_embedding(input_ids)  # [batch, length, hidden_size]
+        if self.training and self.config.item_dropout_prob:
+            kept = torch.rand_like(weights) >= self.config.item_dropout_prob
+            hidden = hidden * kept.unsqueeze(-1)
         hidden = hidden + self.weight_embedding(weights)
         types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
         hidden = hidden + self.event_type_embedding(types)

@@ -26,14 +26,8 @@ from modeling_implicitrec import (
     ease_table,
     parse_arguments,
     reduce_logits_to_hits,
+    user_counts,
 )
-
-COOCCURRENCES = {
-    "sequence": lambda rows, config: cooccurrence_table(
-        rows, config.vocab_size, config.num_cooccurrences, window=config.cooccurrence_context
-    ),
-    "ease": lambda rows, config: ease_table(rows, config.vocab_size, config.num_cooccurrences),
-}
 
 
 @dataclass
@@ -44,6 +38,9 @@ class FinetuneArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(
         default="sequence", metadata={"help": "what follows in a sequence, or ease weights"}
+    )
+    recent_days: float = field(
+        default=0.0, metadata={"help": "popularity and EASE learn what these last days had; 0: all"}
     )
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
@@ -65,20 +62,33 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         **args.model,
     )
     model = ImplicitRecForScoring(config)
-    model.fit_item_counts(processor.item_counts)
+    counts = processor.item_counts
+    if config.collapse_repeats:  # a history holds an item once: count users, not events
+        counts = user_counts(train, processor.vocab_size, args.recent_days or None)
+    model.fit_item_counts(counts)
     if config.num_cooccurrences:
-        make = COOCCURRENCES[args.cooccurrence_source]
-        model.fit_cooccurrences(*make(train, config), folds=folds(args, make, train, config))
+        items, strengths = cooccurrences(args, config, train)
+        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train))
     return model
 
 
-def folds(args: FinetuneArguments, make, train, config) -> tuple | None:
+def cooccurrences(args: FinetuneArguments, config: ImplicitRecConfig, rows) -> tuple:
+    """The table of the co-occurrence prior."""
+    size, neighbours = config.vocab_size, config.num_cooccurrences
+    if args.cooccurrence_source == "ease":
+        return ease_table(rows, size, neighbours, target_days=args.recent_days or None)
+    if args.cooccurrence_source == "sequence":
+        return cooccurrence_table(rows, size, neighbours, window=config.cooccurrence_context)
+    raise SystemExit(f"cooccurrence_source: sequence or ease, got {args.cooccurrence_source!r}")
+
+
+def folds(args: FinetuneArguments, config: ImplicitRecConfig, train) -> tuple | None:
     """The table without each group of users."""
     if not args.cooccurrence_folds:
         return None
     group = np.asarray(train["row"]) % args.cooccurrence_folds
     others = (train.select(np.flatnonzero(group != f)) for f in range(args.cooccurrence_folds))
-    tables = [make(rows, config) for rows in others]
+    tables = [cooccurrences(args, config, rows) for rows in others]
     return tuple(np.stack(parts) for parts in zip(*tables))
 
 

@@ -19,6 +19,7 @@ FLOORS = (
         "loss_implicitrec",
         "vocabulary_implicitrec",
         "weights_implicitrec",
+        "matrices",
         "metrics",
         "events",
         "arguments",

@@ -63,13 +63,6 @@ def test_popularity_counts_events() -> None:
     for data in (rows, Dataset.from_list(rows)):
         scores = baselines.Popularity(data, 5).score(rows[:2])
         assert scores.tolist() == [[0, 2, 0, 2, 0]] * 2
-        assert baselines.item_counts(data, 5).tolist() == [0, 2, 0, 2, 0]
-
-
-def test_a_filtered_dataset_is_read_as_filtered() -> None:
-    data = Dataset.from_list([{"input_ids": [1]}, {"input_ids": [2, 2]}, {"input_ids": [3]}])
-    assert baselines.item_counts(data.select([2, 0]), 4).tolist() == [0, 1, 0, 1]
-    assert baselines.item_counts(data.select(range(1, 3)), 4).tolist() == [0, 0, 2, 1]
 
 
 def test_recent_popularity_reads_the_last_days_only() -> None:
@@ -114,6 +107,28 @@ def test_ease_against_the_formula() -> None:
     np.fill_diagonal(weights, 0)
     scores = baselines.EASE(rows, 9, regularization=5.0).score(rows)
     np.testing.assert_allclose(scores, x @ weights, atol=1e-4)
+
+
+def test_ease_towards_the_last_days_is_the_best_fit_with_an_empty_diagonal() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "input_ids": generator.integers(1, 9, 6).tolist(),
+            "timestamps": [0, 0, 0, 0, 86_400, 86_400],
+        }
+        for _ in range(40)
+    ]
+    x, y = np.zeros((40, 9)), np.zeros((40, 9))
+    for user, row in enumerate(rows):
+        x[user, row["input_ids"]] = 1
+        y[user, row["input_ids"][4:]] = 1
+    weights = baselines.EASE(rows, 9, regularization=5.0, target_days=0.5).weights
+    for item in range(1, 9):  # ridge of each column on all other items
+        others = np.delete(np.arange(9), item)
+        gram = x[:, others].T @ x[:, others] + 5.0 * np.eye(8)
+        best = np.linalg.solve(gram, x[:, others].T @ y[:, item])
+        np.testing.assert_allclose(weights[others, item], best, atol=1e-5)
+    assert not np.diag(weights).any()
 
 
 def test_fit_baselines_in_the_order_named() -> None:

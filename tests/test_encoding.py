@@ -72,11 +72,11 @@ def test_cooccurrences_are_counted_by_gap_within_a_row():
 
 def test_the_ease_table_holds_the_strongest_weights_of_ease():
     rng = np.random.default_rng(0)
-    rows = Dataset.from_dict({"input_ids": [sorted(set(rng.integers(1, 9, 4))) for _ in range(60)]})
-    items, strength = ease_table(rows, 9, 3, regularization=5.0)
+    rows = Dataset.from_dict({"input_ids": [sorted(set(rng.integers(1, 9, 6))) for _ in range(60)]})
+    items, strength = ease_table(rows, 9, 6, regularization=5.0)
     weights = EASE(rows, 9, regularization=5.0).weights
     for item in range(1, 9):
-        best = np.sort(np.maximum(weights[item, 1:], 0))[::-1][:3]
-        np.testing.assert_allclose(np.sort(strength[item])[::-1], best)
-        found = items[item][strength[item] > 0]
-        np.testing.assert_allclose(weights[item, found], strength[item][strength[item] > 0])
+        largest = np.sort(np.abs(weights[item, 1:]))[::-1][:6]
+        np.testing.assert_allclose(np.sort(np.abs(strength[item]))[::-1], largest)
+        np.testing.assert_allclose(weights[item, items[item]], strength[item])
+    assert (strength < 0).any()

@@ -1,6 +1,7 @@
 """The model's properties: what padding, order, weights and saving may and may not change."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, ImplicitRecProcessor
-from modeling_implicitrec.head_implicitrec import log_buckets
+from modeling_implicitrec.head_implicitrec import SCALAR_STEP, log_buckets
 from modeling_implicitrec.layers_implicitrec import BucketLookup
 
 MIXERS = ["attention", "gru", "convolution"]
@@ -142,6 +143,50 @@ def test_catalogue_and_candidates_agree_however_many_items_the_prior_names():
         batch = histories()
         full = model(**batch).logits[:, 1:]
         torch.testing.assert_close(model(**batch, candidate_ids=every).logits, full)
+
+
+def test_cooccurrences_of_an_event_count_by_its_weight_and_age():
+    model = tiny(num_cooccurrences=1, cooccurrence_context=2, cooccurrence_gap_power=0.0)
+    items = torch.zeros(31, 1, dtype=torch.int32)
+    items[4], items[5] = 9, 10
+    model.fit_cooccurrences(items, (items > 0).float())
+    prior = model.head.cooccurrence
+    history = {
+        "input_ids": torch.tensor([[4, 5]]),
+        "weights": torch.tensor([[4.0, 1.0]]),
+        "columns": torch.tensor([1]),
+        "timestamps": torch.tensor([[0, 1000]]),
+        "query_time": torch.tensor([1000]),
+    }
+
+    def ratio() -> float:  # of what the first event adds to what the last one does
+        source, values = prior(history)
+        assert source.tolist() == [[10, 9]]
+        return (values[0, 1] / values[0, 0]).item()
+
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.zero_()
+        assert ratio() == pytest.approx(1.0)
+        prior.evidence.fill_(0.5 / SCALAR_STEP)
+        assert ratio() == pytest.approx(2.0)
+        prior.time_kernel.levels[0] = 1 / SCALAR_STEP  # of events as old as the question
+        assert ratio() == pytest.approx(2 / math.e)
+
+
+def test_item_dropout_hides_items_from_the_body_while_training():
+    model = tiny(item_dropout_prob=1.0, hidden_dropout_prob=0.0)
+    batch = histories()
+    others = batch | {"input_ids": batch["input_ids"] % 30 + 1}
+    assert not torch.allclose(model(**batch).last_hidden_state, model(**others).last_hidden_state)
+    model.train()
+    torch.testing.assert_close(model(**batch).last_hidden_state, model(**others).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "item_dropout_prob", "label_smoothing"])
+def test_a_probability_lies_between_0_and_1(name):
+    with pytest.raises(ValueError, match=f"{name} must be from 0 to 1, got 1.5"):
+        ImplicitRecConfig(vocab_size=3, **{name: 1.5})
 
 
 def test_cross_fitted_counts_are_read_in_training_only():

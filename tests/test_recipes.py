@@ -140,10 +140,9 @@ def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
 
 def test_two_processes_equal_one_at_the_same_global_batch(data, trained, tmp_path):
     options = SMALL | {"data_dir": data, "output_dir": tmp_path, "per_device_train_batch_size": 4}
-    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    flags += " --dynamo_backend no --main_process_port 0"
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
-    launch(*accelerate, *FINETUNE_BEAUTY, *words(options))
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    config = str(RECIPES / "accelerate" / "cpu_2_processes.yaml")
+    launch(*accelerate, config, *FINETUNE_BEAUTY, *words(options))
     one = json.loads((trained / "training.json").read_text())
     two = json.loads((tmp_path / "training.json").read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
