@@ -1,8 +1,9 @@
 """Untrained and linear recommenders that every result is printed beside."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Protocol
 
 import numpy as np
@@ -311,12 +312,14 @@ class ALS:
         return np.asarray(users @ self.model.item_factors.T, dtype=np.float32)
 
 
-def fit_baselines(names: Sequence[str], train_rows: Rows, vocab_size: int) -> list[Scorer]:
-    """Fit baselines by name, with their default settings.
+def fit_baselines(
+    names: Sequence[str | Mapping[str, Mapping]], train_rows: Rows, vocab_size: int
+) -> list[Scorer]:
+    """Fit baselines by name, or by a name with its settings, such as `{"ease": {"regularization": 300}}`.
 
     Raises:
         ValueError: for a name that is none of popularity, recent_popularity, own_frequency,
-            recent_frequency, cooccurrence, item_knn, als and ease.
+            recent_frequency, cooccurrence, item_knn, als and ease, or a setting that it does not have.
     """
     known: dict[str, Callable[..., Scorer]] = {
         "popularity": Popularity,
@@ -328,7 +331,17 @@ def fit_baselines(names: Sequence[str], train_rows: Rows, vocab_size: int) -> li
         "als": ALS,
         "ease": partial(EASE, regularization=1000.0),
     }
-    unknown = [name for name in names if name not in known]
+    wanted: dict[str, Mapping] = {}
+    for name in names:
+        wanted |= {name: {}} if isinstance(name, str) else name
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(f"unknown baselines {unknown}; the known ones are {sorted(known)}")
-    return [known[name](train_rows, vocab_size) for name in names]
+    fitted = []
+    for name, settings in wanted.items():
+        try:
+            signature(known[name]).bind(train_rows, vocab_size, **settings)
+        except TypeError as error:
+            raise ValueError(f"baseline {name}: {error}") from error
+        fitted.append(known[name](train_rows, vocab_size, **settings))
+    return fitted

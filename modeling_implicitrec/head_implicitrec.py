@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .configuration_implicitrec import ImplicitRecConfig
 
 SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
+MEAN_STEP = 0.1  # of the running mean of states towards the batch's
 
 
 def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
@@ -133,6 +134,32 @@ def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) 
     return torch.where(counts > 0, torch.logaddexp(background, term) - background, 0.0)
 
 
+class StateCentre(nn.Module):
+    """Takes the running mean off the states: what all histories share is left to the item bias.
+
+    With tied embeddings the mean is a direction along which every rare item is pushed away at the pace
+    of the optimiser (Gao et al., 2019, the representation degeneration problem): a second popularity, and
+    a poor one. The mean is over all processes.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.hidden_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[positions, hidden_size]`, both; call it once a step while training."""
+        if self.training:
+            with torch.no_grad():
+                total = torch.cat([states.sum(0).float(), states.new_tensor([len(states)])])
+                if torch.distributed.is_available() and torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(total)
+                if total[-1]:
+                    self.mean.lerp_(total[:-1] / total[-1], MEAN_STEP)
+        return states - self.mean.to(states.dtype)
+
+
 class ItemHead(nn.Module):
     """Scores `[positions, items]` or `[positions, candidates]` of hidden states.
 
@@ -208,6 +235,9 @@ class ItemHead(nn.Module):
         candidates = candidate_ids.expand(len(source), -1)
         counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
         return background + excitation(prior, background, counts, candidates)
+
+
+ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead)
 
 
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import CooccurrencePrior, CopyPrior, ItemHead, TimeKernel, gather_history
+from .head_implicitrec import ZERO_AT_FIRST, ItemHead, StateCentre, gather_history
 from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
 from .loss_implicitrec import (
     chunked_loss,
@@ -52,11 +52,9 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        elif isinstance(module, CopyPrior | CooccurrencePrior | TimeKernel):
+        elif isinstance(module, ZERO_AT_FIRST):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
-        elif isinstance(module, ItemHead):
-            init.zeros_(module.bias_power)
         if isinstance(module, WeightEmbedding):
             init.zeros_(module.bins.weight)
 
@@ -188,6 +186,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         super().__init__(config)
         self.model = ImplicitRecModel(config)
         self.item_decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.state_centre = StateCentre(config)
         self.head = ItemHead(config)
         self.register_buffer("item_frequency", torch.ones(config.vocab_size))
         if config.tie_word_embeddings:  # Trainer warns of each missing key that is not named here
@@ -294,7 +293,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         last = ((batch["weights"] > 0) * places).argmax(1)  # [batch]
         rows = torch.arange(len(hidden), device=hidden.device)
         history = gather_history(batch, rows, last)
-        scores = self.head(hidden[rows, last], self.item_decoder.weight, history, candidate_ids)
+        states = self.state_centre(hidden[rows, last])
+        scores = self.head(states, self.item_decoder.weight, history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)
         return scores
@@ -308,6 +308,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         num_items: Tensor | int | None,
     ) -> Tensor:
         rows, columns = torch.nonzero(labels != -100, as_tuple=True)
+        states = self.state_centre(hidden[rows, columns])
         if not len(rows):
             return hidden.sum() * 0
         given = None if label_weights is None else label_weights[rows, columns]
@@ -329,7 +330,6 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             return (self._position_losses(score, targets[at], draws) * share[at]).sum()
 
         tensors = [self.item_decoder.weight, *self.head.parameters()]
-        states = hidden[rows, columns]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
 
     def _draw_negatives(self, targets: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class EvaluateArguments:
         metadata={"help": "all (repeats allowed), new (unseen items)"},
     )
     baselines: list = field(
-        default_factory=lambda: ["popularity", "cooccurrence"], metadata={"help": "names"}
+        default_factory=lambda: ["popularity", "cooccurrence"],
+        metadata={"help": "names, or a name with its settings: {ease: {regularization: 300}}"},
     )
     ks: list = field(default_factory=lambda: [10], metadata={"help": "cut-offs"})
     did_it_happen: bool = field(

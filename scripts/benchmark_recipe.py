@@ -1,14 +1,15 @@
 """Train and test a recipe over several seeds: `python scripts/benchmark_recipe.py recipes/beauty`.
 
 Runs `finetune.py` and `evaluate.py` for every seed (a seed that has its results is not run again), and
-writes the means beside the baselines to `docs/results/<recipe>.json` and `.md`, and their NDCG@10 into the
-table of `README.md`.
+writes the means beside the baselines to `docs/results/<recipe>.json` and `.md`, their NDCG@10 into the
+table of `README.md`, and the first seed's model card to `model_cards/<recipe>.md`.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,11 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     (target / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
     (target / f"{stem}.md").write_text(markdown(stem, report))
+    cards = ROOT / "model_cards"
+    cards.mkdir(exist_ok=True)
+    shutil.copyfile(
+        ROOT / "outputs" / f"{stem}_{args.seeds[0]}" / "README.md", cards / f"{stem}.md"
+    )
     readme = ROOT / "README.md"
     readme.write_text(with_results(readme.read_text()))
     print(markdown(stem, report))

@@ -148,6 +148,17 @@ def test_fit_baselines_in_the_order_named() -> None:
         baselines.fit_baselines(["random"], rows, VOCAB)
 
 
+def test_a_baseline_takes_settings() -> None:
+    rows = checkerboard()[0]
+    named = ["popularity", {"ease": {"regularization": 3.0}}]
+    assert [scorer.name for scorer in baselines.fit_baselines(named, rows, VOCAB)] == [
+        "popularity",
+        "EASE (lambda 3)",
+    ]
+    with pytest.raises(ValueError, match="baseline ease: .*'lambda'"):
+        baselines.fit_baselines([{"ease": {"lambda": 3.0}}], rows, VOCAB)
+
+
 def test_missing_implicit_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "implicit.als", None)
     monkeypatch.setitem(sys.modules, "implicit.nearest_neighbours", None)

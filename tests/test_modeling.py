@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, ImplicitRecProcessor
-from modeling_implicitrec.head_implicitrec import SCALAR_STEP, log_buckets
+from modeling_implicitrec.head_implicitrec import SCALAR_STEP, StateCentre, log_buckets
 from modeling_implicitrec.layers_implicitrec import BucketLookup
 
 MIXERS = ["attention", "gru", "convolution"]
@@ -174,6 +174,21 @@ def test_cooccurrences_of_an_event_count_by_its_weight_and_age():
         assert ratio() == pytest.approx(2 / math.e)
 
 
+def test_what_all_histories_share_is_taken_off_their_states():
+    centre = StateCentre(ImplicitRecConfig(vocab_size=31, hidden_size=16)).train()
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(16, generator=generator)
+    own = torch.randn(64, 16, generator=generator)
+    for _ in range(100):
+        centre(shared + own)
+    torch.testing.assert_close(centre.eval()(shared + own), own - own.mean(0), atol=1e-3, rtol=0)
+    before = centre.mean.clone()
+    centre(own + 5)
+    torch.testing.assert_close(centre.mean, before)  # evaluation moves nothing
+    centre.train()(own[:0])
+    torch.testing.assert_close(centre.mean, before)  # nor does a batch without labels
+
+
 def test_item_dropout_hides_items_from_the_body_while_training():
     model = tiny(item_dropout_prob=1.0, hidden_dropout_prob=0.0)
     batch = histories()
@@ -199,6 +214,7 @@ def test_cross_fitted_counts_are_read_in_training_only():
     batch |= {"target_ids": torch.tensor([[7]])}
     evaluated = model(**batch).loss
     model.train()
+    model.state_centre.eval()
     without, other = (model(**batch, fold_ids=torch.tensor([f])).loss for f in (0, 1))
     torch.testing.assert_close(without, evaluated)
     assert other < without - 1
