@@ -111,10 +111,11 @@ def main() -> None:
         runs.append(json.loads((output / "results_test.json").read_text()))
         seconds.append(json.loads((output / "training.json").read_text())["seconds"])
     config = "" if args.config == "finetune.yaml" else f" --config {args.config}"
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
     report = {
         "command": f"python scripts/benchmark_recipe.py recipes/{name}{config}",
         "seeds": args.seeds,
-        "machine": f"{os.cpu_count()} CPU cores, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} CPU cores, {threads} threads, Python {platform.python_version()}",
         "training seconds": seconds,
         "results": summarise(runs),
     }
