@@ -209,7 +209,7 @@ def _data_rows(
         rows += [("events in the log", report.rows_in)]
         rows += [(f"dropped: {reason}", count) for reason, count in report.dropped.items()]
         rows += [("events kept", report.rows_out)]
-    rows += [("training events", int(processor.item_counts.sum()))]
+    rows += [("events that vocabulary and weights are fitted on", int(processor.item_counts.sum()))]
     rows += [("users trained on", NOT_MEASURED if users is None else users)]
     rows += [("items", processor.vocab_size - 1)]
     rows += [("event types", ", ".join(map(str, processor.event_types)) or "none told apart")]

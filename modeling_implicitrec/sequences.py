@@ -93,7 +93,8 @@ def temporal_split(
     With T_test = last time - `test_seconds` and T_validation = T_test - `validation_seconds`: train
     holds the events before T_validation; validation the history before T_validation and the targets
     in [T_validation, T_test); test the history before T_test and the targets from T_test on, T_test
-    included. Users without history or without targets are not evaluated.
+    included. Users without history or without targets are not evaluated. `before_test` holds the events
+    before T_test of everybody: what the final model, its settings once chosen, learns from.
 
     Args:
         sequences: with `timestamps` in time order, as `build_sequences` makes them.
@@ -112,6 +113,7 @@ def temporal_split(
 
     cuts = {
         "train": partial(_cut_before, moment=validation_start),
+        "before_test": partial(_cut_before, moment=test_start),
         "validation": partial(_cut_period, start=validation_start, end=test_start),
         "test": partial(_cut_period, start=test_start, end=np.inf),
     }

@@ -34,6 +34,10 @@ class EvaluateArguments:
     model: str = field(metadata={"help": "checkpoint folder or Hub name"})
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     split: str = field(default="test", metadata={"help": "test or validation"})
+    train_split: str = field(
+        default="train",
+        metadata={"help": "what baselines learn from; before_test beside a model with refit"},
+    )
     protocols: list = field(
         default_factory=lambda: ["new"],
         metadata={"help": "all (repeats allowed), new (unseen items)"},
@@ -53,48 +57,67 @@ def main() -> None:
     (args,) = parse_arguments(EvaluateArguments)
     splits = DatasetDict.load_from_disk(str(Path(args.data_dir) / "sequences"))
     processor = ImplicitRecProcessor.from_pretrained(args.model)
+    training = read_json(Path(args.model) / "training.json") or {}
+    check_parts(args, learnt_from=training.get("part", args.train_split))
     model = ImplicitRecForScoring.from_pretrained(args.model)
     processor.check_model(model.config)
-    scorers = [
-        ModelScorer(model),
-        *fit_baselines(args.baselines, splits["train"], model.config.vocab_size),
-    ]
-    written = {}
-    for protocol in args.protocols:
-        results = {
-            scorer.name: evaluate(
-                scorer,
-                splits[args.split],
-                ks=args.ks,
-                seen="exclude" if protocol == "new" else "keep",
-                target_filter=protocol,
-                num_items=processor.vocab_size - 1,
-                item_counts=processor.item_counts,
-            )
-            for scorer in scorers
-        }
-        title = {"new": "new items only", "all": "repeats allowed"}[protocol]
-        print(f"\n{args.split}, {title}\n")
-        print(results_table(results, [f"{name}@{k}" for k in args.ks for name in SHOWN]))
-        written[protocol] = {name: result.to_dict() for name, result in results.items()}
+    train, rows = splits[args.train_split], splits[args.split]
+    scorers = [ModelScorer(model), *fit_baselines(args.baselines, train, processor.vocab_size)]
+    results = {name: full_ranking(args, name, scorers, rows, processor) for name in args.protocols}
     if args.did_it_happen:
         print("\ndid it happen? a held-out event against one unseen item\n")
-        print(pointwise_table(scorers, splits[args.split], processor.item_counts, args.seed))
+        print(pointwise_table(scorers, rows, processor.item_counts, args.seed))
     if Path(args.model).is_dir():
         target = Path(args.model) / f"results_{args.split}.json"
-        target.with_suffix(".partial").write_text(json.dumps(written, indent=2))
+        target.with_suffix(".partial").write_text(json.dumps(results, indent=2))
         os.replace(target.with_suffix(".partial"), target)
         if args.split == "test":
-            settings = read_json(Path(args.model) / "training.json") or {}
             card = write_model_card(
                 args.model,
                 model=model,
                 processor=processor,
-                results=written,
+                results=results,
                 data_report=read_json(Path(args.data_dir) / "cleaning_report.json"),
-                training={"users": len(splits["train"]), **settings},
+                training={"users": len(train), **training},
             )
             print(f"\nmodel card: {card}")
+
+
+def full_ranking(
+    args: EvaluateArguments,
+    protocol: str,
+    scorers: list,
+    rows: Dataset,
+    processor: ImplicitRecProcessor,
+) -> dict:
+    """Print the table of one protocol and return its numbers by scorer."""
+    results = {
+        scorer.name: evaluate(
+            scorer,
+            rows,
+            ks=args.ks,
+            seen="exclude" if protocol == "new" else "keep",
+            target_filter=protocol,
+            num_items=processor.vocab_size - 1,
+            item_counts=processor.item_counts,
+        )
+        for scorer in scorers
+    }
+    title = {"new": "new items only", "all": "repeats allowed"}[protocol]
+    print(f"\n{args.split}, {title}\n")
+    print(results_table(results, [f"{name}@{k}" for k in args.ks for name in SHOWN]), flush=True)
+    return {name: result.to_dict() for name, result in results.items()}
+
+
+def check_parts(args: EvaluateArguments, *, learnt_from: str) -> None:
+    """Model and baselines learnt from the same events, none of them evaluated here."""
+    if learnt_from != args.train_split:
+        raise SystemExit(
+            f"the model learnt from the part {learnt_from}, the baselines would learn from "
+            f"{args.train_split}: give --train_split {learnt_from}"
+        )
+    if args.split == "validation" and args.train_split == "before_test":
+        raise SystemExit("before_test holds the validation targets: evaluate on the test part")
 
 
 def pointwise_table(scorers: list, rows: Dataset, item_counts: np.ndarray, seed: int) -> str:

@@ -1,7 +1,8 @@
 """Train a recommender on prepared data: `python recipes/finetune.py recipes/<log>/<name>.yaml`.
 
 Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the best validation NDCG@10
-is kept; `--resume` goes on from the last one.
+is kept; `--resume` goes on from the last one. With `refit`, settings that were chosen on the validation
+part are trained on all that came before the test.
 """
 
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
@@ -49,6 +51,10 @@ class FinetuneArguments:
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
+    )
+    refit: bool = field(
+        default=False,
+        metadata={"help": "learn from all before the test; no evaluation, the last weights stay"},
     )
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
@@ -92,19 +98,25 @@ def folds(args: FinetuneArguments, config: ImplicitRecConfig, train) -> tuple | 
     return tuple(np.stack(parts) for parts in zip(*tables))
 
 
-def main() -> None:
-    args, training = parse_arguments(FinetuneArguments, TrainingArguments)
-    training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
-    training.remove_unused_columns = False  # the collator reads columns that the model does not
-    training.dataloader_pin_memory = torch.cuda.is_available()
-    set_seed(training.seed)
-    started = time.monotonic()
+def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcessor]:
+    """The rows to learn from, those that choose the checkpoint, and the fitted processor."""
     data = Path(args.data_dir)
     if not data.exists():
         raise SystemExit(f"no prepared data in {data}; run recipes/prepare.py first")
     splits = DatasetDict.load_from_disk(str(data / "sequences"))
+    if args.refit and "before_test" not in splits:
+        raise SystemExit("refit needs a temporal split, whose validation part ends at the test")
+    train = splits["before_test" if args.refit else "train"]
     processor = ImplicitRecProcessor.from_pretrained(data / "processor")
-    model = build_model(args, processor, splits["train"])
+    return train, splits["validation"], processor
+
+
+def build_trainer(args: FinetuneArguments, training, model, train, validation) -> Trainer:
+    training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
+    training.remove_unused_columns = False  # the collator reads columns that the model does not
+    training.dataloader_pin_memory = torch.cuda.is_available()
+    if args.refit:  # the validation part is learnt from
+        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     collator = DataCollatorForNextItem(
         max_length=model.config.max_position_embeddings,
         label_horizon=args.label_horizon_days * 86_400,
@@ -115,40 +127,54 @@ def main() -> None:
         seed=training.seed,
     )
     callbacks: list = [EpochCallback(collator)]
-    if args.early_stopping_patience:
+    if args.early_stopping_patience and not args.refit:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer = Trainer(
+    return Trainer(
         model=model,
         args=training,
-        train_dataset=splits["train"].filter(lambda size: size > 1, input_columns="length"),
-        eval_dataset=splits["validation"],
+        train_dataset=train.filter(lambda size: size > 1, input_columns="length"),
+        eval_dataset=validation,
         data_collator=collator,
         preprocess_logits_for_metrics=reduce_logits_to_hits,
         compute_metrics=compute_hit_metrics,
         callbacks=callbacks,
     )
+
+
+def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
+    """How the checkpoint was made, for its card."""
+    training, state = trainer.args, trainer.state
+    batch = training.train_batch_size * training.gradient_accumulation_steps
+    best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
+    return best | {
+        "users": len(trainer.train_dataset),
+        "epochs": round(state.epoch or 0, 2),
+        "steps": state.global_step,
+        "examples a step": batch * training.world_size,
+        "processes": training.world_size,
+        "learning rate": training.learning_rate,
+        "loss": trainer.model.config.loss_type,
+        "seed": training.seed,
+        "part": "before_test" if args.refit else "train",
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    args, training = parse_arguments(FinetuneArguments, TrainingArguments)
+    set_seed(training.seed)
+    started = time.monotonic()
+    train, validation, processor = load(args)
+    model = build_model(args, processor, train)
+    trainer = build_trainer(args, training, model, train, validation)
     trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         processor.adapt_to(model.config)
         processor.save_pretrained(training.output_dir)
-        summary = {
-            "users": len(trainer.train_dataset),
-            "epochs": round(trainer.state.epoch or 0, 2),
-            "steps": trainer.state.global_step,
-            "examples a step": training.train_batch_size
-            * training.world_size
-            * training.gradient_accumulation_steps,
-            "processes": training.world_size,
-            "learning rate": training.learning_rate,
-            "loss": model.config.loss_type,
-            "seed": training.seed,
-            "best validation NDCG@10": trainer.state.best_metric,
-            "seconds": round(time.monotonic() - started, 1),
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        }
-        Path(training.output_dir, "training.json").write_text(json.dumps(summary, indent=2))
+        made = summary(args, trainer) | {"seconds": round(time.monotonic() - started, 1)}
+        Path(training.output_dir, "training.json").write_text(json.dumps(made, indent=2))
         print(f"saved to {training.output_dir}")
 
 

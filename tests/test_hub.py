@@ -93,7 +93,12 @@ def test_the_text_holds_baselines_intervals_data_and_settings(tmp_path):
     assert "| coverage@10 | 0.5200 | 0.3300 |" in text.split("## Limits")[1]
     for line in ("events in the log | 12,345", "dropped: duplicate | 345", "events kept | 12,000"):
         assert f"| {line} |" in text
-    for line in ("users trained on | 987", "training events | 8", "items | 4", "epochs | 3"):
+    for line in (
+        "users trained on | 987",
+        "events that vocabulary and weights are fitted on | 8",
+        "items | 4",
+        "epochs | 3",
+    ):
         assert f"| {line} |" in text
     assert r"| learning\_rate | 0.001 |" in text
     assert "Users: 4,321." in text

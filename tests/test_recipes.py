@@ -172,6 +172,25 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
     assert "popularity" in (trained / "README.md").read_text()
 
 
+def test_a_refit_learns_from_all_before_the_test_and_is_compared_with_baselines_that_did(
+    data, tmp_path, capsys
+):
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "refit": "true"}
+    run("finetune", FINETUNE_BEAUTY[1], *words(options))
+    made = json.loads((tmp_path / "training.json").read_text())
+    assert made["part"] == "before_test"
+    assert "best validation NDCG@10" not in made
+    path = str(RECIPES / "beauty" / "evaluate.yaml")
+    options = {"model": tmp_path, "data_dir": data, "baselines": "[popularity]"}
+    with pytest.raises(SystemExit, match="give --train_split before_test"):
+        run("evaluate", path, *words(options))
+    options["train_split"] = "before_test"
+    with pytest.raises(SystemExit, match="before_test holds the validation targets"):
+        run("evaluate", path, *words(options | {"split": "validation"}))
+    run("evaluate", path, *words(options))
+    assert "test, new items only" in capsys.readouterr().out
+
+
 def test_recommendations_are_printed(data, trained, capsys):
     options = {"model": trained, "data_dir": data, "user_id": 3, "top_k": 5}
     run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))

@@ -112,6 +112,7 @@ def test_temporal_split_on_a_known_world() -> None:
     )
     splits = temporal_split(sequences, test_seconds=10)
     assert splits["train"]["item_ids"][:] == [[1], [5]]
+    assert splits["before_test"]["item_ids"][:] == [[1, 2], [5, 6]]
     assert splits["validation"]["item_ids"][:] == [[1], [5]]
     assert splits["validation"]["target_item_ids"][:] == [[2], [6]]
     assert splits["test"]["user_id"][:] == [1]
@@ -127,6 +128,7 @@ def test_temporal_split_never_leaks() -> None:
         name: min(map(min, splits[name]["target_timestamps"])) for name in ("validation", "test")
     }
     assert latest["train"] < earliest["validation"] <= earliest["test"]
+    assert earliest["validation"] <= latest["before_test"] < earliest["test"]
     assert latest["validation"] < earliest["validation"] and latest["test"] < earliest["test"]
     assert max(map(max, splits["validation"]["target_timestamps"])) < earliest["test"]
 
