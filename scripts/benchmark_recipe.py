@@ -49,7 +49,7 @@ def summarise(runs: list[dict]) -> dict:
 
 def markdown(name: str, report: dict) -> str:
     lines = [f"# {name}", "", f"`{report['command']}`, seeds {report['seeds']}, test part."]
-    lines += [f"{report['machine']}. Training took {report['training seconds']} seconds.", ""]
+    lines += [f"{report['machine']}.", ""]
     for protocol, models in report["results"].items():
         lines += [
             f"## {TITLES[protocol].capitalize()}",
