@@ -13,6 +13,8 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .cleaning import CleaningOptions
+from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .encoding import (
@@ -29,7 +31,7 @@ from .evaluation import (
     reduce_logits_to_hits,
     results_table,
 )
-from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
+from .events import Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
 from .matrices import user_counts
 from .metrics import (

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -40,21 +41,22 @@ def build_sequences(events: Events, *, path: str | Path | None = None) -> Datase
         path: the Arrow stream file to write, whole or not at all; when None, a temporary file that
             goes when the process ends.
     """
-    table = events.table
-    order = [name for name in ("user_id", "timestamp", "log_order") if name in table.columns]
-    columns = {new: table[old] for old, new in LISTS.items() if old in table.columns}
-    if "timestamps" in columns:
-        columns["timestamps"] = table.timestamp.floor().cast("int64")
-    # Rows of the table lie in the order of the source, so `rowid` settles equal `log_order`s.
-    query = table.order_by([*order, table.rowid()]).select(user_id=table.user_id, **columns)
-    reader = events.record_batches(query)
-    schema = pa.schema(
-        [
-            reader.schema.field("user_id"),
-            *(pa.field(name, pa.list_(reader.schema.field(name).type)) for name in columns),
-        ]
+    names = {old: new for old, new in LISTS.items() if old in events.columns}
+    parts = (
+        rows
+        for shard in events.shards()
+        for rows in _user_rows(_named(batch, names) for batch in shard)
     )
-    return _write(_user_rows(reader), schema, path)
+    first = next(parts)
+    return _write(chain([first], parts), first.schema, path)
+
+
+def _named(batch: pa.RecordBatch, names: Mapping[str, str]) -> pa.RecordBatch:
+    """Events with the names of the list columns, and times as whole seconds."""
+    columns = {"user_id": batch["user_id"]} | {new: batch[old] for old, new in names.items()}
+    if "timestamps" in columns:
+        columns["timestamps"] = pc.floor(columns["timestamps"]).cast(pa.int64())
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def leave_last_out(sequences: Dataset) -> DatasetDict:

@@ -1,0 +1,47 @@
+"""What cleaning did to a log, as numbers that add up."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CleaningReport:
+    """Rows in, rows out and rows dropped per reason, which add up; `notes` holds all the rest.
+
+    Raises:
+        ValueError: if `rows_in` is not `rows_out` plus the dropped rows.
+    """
+
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        total = self.rows_out + sum(self.dropped.values())
+        if self.rows_in != total:
+            raise ValueError(
+                f"rows_in is {self.rows_in}, but rows out and dropped add up to {total}"
+            )
+
+    def to_dict(self) -> dict[str, int | dict[str, int] | dict[str, int | float | str]]:
+        """The report as plain JSON values."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, int | float | str]] = [("rows in", self.rows_in)]
+        rows += [(f"  dropped: {reason}", count) for reason, count in self.dropped.items()]
+        rows += [("rows out", self.rows_out)]
+        rows += [(f"  note: {name}", value) for name, value in self.notes.items()]
+        cells = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows]
+        left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
+        return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells)

@@ -1,0 +1,197 @@
+"""Raw columns of a log to typed ones, with the reason why a row cannot be used."""
+
+from dataclasses import dataclass, field
+
+import ibis
+from ibis import _
+
+IDS = ("user_id", "item_id")
+STRENGTHS = ("duration", "count")
+NUMBERS = ("duration", "item_duration", "count")
+LABELS = ("event_type", "platform")
+# A number above the first is a time in the unit beside it (1e11 s is the year 5138).
+TIME_UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
+# Milliseconds since 1970 of 1995 to 2068, read by somebody as microseconds: days of January 1970.
+MISREAD_SECONDS = (788_918_400 / 1e3, 3_100_000_000 / 1e3)
+
+
+@dataclass(frozen=True)
+class ColumnRules:
+    """How raw columns are read, as one scan of the log has found.
+
+    Args:
+        whole_ids: the id columns that are whole numbers throughout.
+        from_csv: all columns came as text.
+        positive: a strength that is not positive drops its row.
+        negative_type: the event type of rows with a negative count, which loses its sign.
+        earliest: in seconds; rows before it are dropped. `latest` likewise.
+        max_duration: seconds; a longer dwell time is not believed, and counts as not recorded.
+    """
+
+    whole_ids: frozenset[str] = frozenset()
+    from_csv: bool = False
+    positive: bool = True
+    negative_type: str | None = None
+    earliest: float | None = None
+    latest: float | None = None
+    max_duration: float | None = None
+    notes: dict[str, int | float | str] = field(default_factory=dict)
+
+
+def text_of(column: ibis.Value) -> ibis.Value:
+    """A column as strings, the empty one being null."""
+    kind = column.type()
+    if kind.is_json():
+        column = ibis.coalesce(column.str, column.cast("string"))
+    elif kind.is_nested() or kind.is_binary():
+        raise ValueError(f"column {column.get_name()} must hold plain values, got {kind}")
+    return column.cast("string").nullif("")
+
+
+def is_whole(column: ibis.Value, from_csv: bool) -> ibis.Value | None:
+    """Whether each id is a whole number (in a CSV: written as such); None for no integer at all."""
+    kind, whole = column.type(), column.try_cast("int64")
+    if kind.is_floating():
+        return column.isnull() | column.isnan() | (whole.cast("float64") == column)
+    if kind.is_integer():
+        return column.isnull() | whole.notnull()
+    text = text_of(column)
+    return text.isnull() | (whole.cast("string") == text).fill_null(False) if from_csv else None
+
+
+def number_of(column: ibis.Value) -> ibis.Value:
+    """A column as float64; what is no finite number is null."""
+    kind = column.type()
+    if not (kind.is_numeric() or kind.is_string() or kind.is_null()):
+        raise ValueError(f"column {column.get_name()} must hold numbers, got {kind}")
+    number = column.try_cast("float64")
+    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+
+
+def raw_time(column: ibis.Value) -> ibis.Value:
+    """A time column as the number that it holds; null where it cannot be read."""
+    kind = column.type()
+    if kind.is_timestamp() or kind.is_date():
+        seconds = number_of(column.cast("timestamp(6)").epoch_seconds().cast("float64"))
+        low, high = MISREAD_SECONDS
+        return ibis.ifelse(seconds.between(low, high), seconds * 1e3, seconds)
+    if kind.is_numeric():
+        return number_of(column)
+    text = text_of(column)
+    clock = text.try_cast("timestamp('UTC', 6)").epoch_seconds().cast("float64")
+    return ibis.coalesce(number_of(clock), number_of(text))
+
+
+def seconds_of(number: ibis.Value) -> ibis.Value:
+    """A time in seconds since 1970 UTC, whatever the unit of each."""
+    branches = [(number > limit, number / factor) for limit, factor, _unit in TIME_UNITS]
+    return ibis.cases(*branches, else_=number)
+
+
+def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
+    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can)."""
+    values: dict[str, ibis.Value] = {
+        name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
+        for name in IDS
+    }
+    reasons = [(values[name].isnull(), f"missing {name}") for name in IDS]
+    values |= {name: text_of(raw[name]) for name in LABELS if name in raw.columns}
+    if "timestamp" in raw.columns:
+        values["timestamp"] = seconds = seconds_of(raw_time(raw.timestamp))
+        reasons += [(text_of(raw.timestamp).isnull(), "missing timestamp")]
+        reasons += [(seconds.isnull(), "unparsable timestamp")]
+        if rules.earliest is not None:
+            reasons += [(seconds < rules.earliest, "ancient timestamp")]
+        if rules.latest is not None:
+            reasons += [(seconds > rules.latest, "future timestamp")]
+    if "order" in raw.columns:
+        values["order"] = raw.order.try_cast("int64")
+        reasons += [(values["order"].isnull(), "missing order")]
+    strengths, more = _strengths(raw, values, rules)
+    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*reasons, *more))
+
+
+def _strengths(
+    raw: ibis.Table, values: dict[str, ibis.Value], rules: ColumnRules
+) -> tuple[dict[str, ibis.Value], list[tuple]]:
+    """The number columns, and the reasons that lie in them."""
+    strengths: dict[str, ibis.Value] = {}
+    reasons: list[tuple] = []
+    for name in (name for name in NUMBERS if name in raw.columns):
+        number = number_of(raw[name])
+        if name == "item_duration":
+            strengths[name] = ibis.ifelse(number > 0, number, ibis.null("float64"))
+            continue
+        reasons += [(text_of(raw[name]).notnull() & number.isnull(), f"{name} not a number")]
+        if name == "count" and rules.negative_type is not None:
+            negative = ibis.literal(rules.negative_type)
+            own = values.get("event_type", ibis.null("string"))
+            strengths["event_type"] = ibis.ifelse(number < 0, negative, own)
+            number = number.abs()
+        if rules.positive:
+            reasons += [(number <= 0, f"{name} not positive")]
+        if name == "duration" and rules.max_duration is not None:
+            number = ibis.ifelse(number > rules.max_duration, ibis.null("float64"), number)
+        strengths[name] = number
+    return strengths, reasons
+
+
+def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
+    """What one scan of the raw log tells about its columns, and how many rows it has.
+
+    Raises:
+        ValueError: where no timestamp can be read.
+    """
+    parts: dict[str, ibis.Value] = {"rows": raw.count()}
+    for name in IDS:
+        whole = is_whole(raw[name], given.from_csv)
+        if whole is not None:
+            parts[name] = whole.all()
+    if "timestamp" in raw.columns:
+        number = raw_time(raw.timestamp)
+        parts |= {"times": number.count(), "given": text_of(raw.timestamp).count()}
+        limit = float("inf")
+        for above, _factor, unit in TIME_UNITS:
+            parts[unit] = ((number > above) & (number <= limit)).sum()
+            limit = above
+        if raw.timestamp.type().is_timestamp():
+            epoch = raw.timestamp.cast("timestamp(6)").epoch_seconds()
+            parts["misread"] = epoch.between(*MISREAD_SECONDS).sum()
+        if given.earliest is not None:
+            parts["modern"] = (seconds_of(number) >= given.earliest).sum()
+    if "duration" in raw.columns and given.max_duration is not None:
+        parts["long"] = (number_of(raw.duration) > given.max_duration).sum()
+    found = raw.aggregate(**parts).to_pyarrow().to_pylist()[0]
+    if found.get("given") and not found["times"]:
+        _refuse_times(raw)
+    return _rules(given, found), int(found["rows"])
+
+
+def _rules(given: ColumnRules, found: dict) -> ColumnRules:
+    """The rules with what was found."""
+    notes = {f"timestamps in {unit}": found[unit] for *_rest, unit in TIME_UNITS if found.get(unit)}
+    if found.get("misread"):
+        notes["timestamps a thousand times too small"] = found["misread"]
+    if found.get("long"):
+        notes["duration not believed"] = found["long"]
+    # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
+    is_dated = 2 * (found.get("modern") or 0) >= (found.get("times") or 0)
+    return ColumnRules(
+        whole_ids=frozenset(name for name in IDS if found.get(name)),
+        from_csv=given.from_csv,
+        positive=given.positive,
+        negative_type=given.negative_type,
+        earliest=given.earliest if is_dated else None,
+        latest=given.latest if is_dated else None,
+        max_duration=given.max_duration,
+        notes=notes,
+    )
+
+
+def _refuse_times(raw: ibis.Table) -> None:
+    text = text_of(raw.timestamp)
+    example = raw.select(text=text).filter(_.text.notnull()).limit(1).to_pyarrow().to_pylist()[0]
+    raise ValueError(
+        "timestamp must be a time, an ISO string or a number of seconds since 1970; "
+        f"none could be read, for example {example['text']!r}"
+    )
