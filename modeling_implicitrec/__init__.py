@@ -29,6 +29,7 @@ from .evaluation import (
     reduce_logits_to_hits,
     results_table,
 )
+from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
 from .matrices import user_counts
@@ -52,6 +53,7 @@ from .modeling_implicitrec import (
     ImplicitRecScoringOutput,
 )
 from .processing_implicitrec import ImplicitRecProcessor
+from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 
@@ -82,8 +84,10 @@ __all__ = [
     "DataCollatorForNextItem",
     "EASE",
     "EpochCallback",
+    "EventProfile",
     "EventSchema",
     "Events",
+    "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
     "ImplicitRecModel",
@@ -108,11 +112,14 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "parse_arguments",
+    "profile_events",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
     "temporal_split",
     "training_columns",
     "user_counts",
+    "weight_histograms",
     "write_model_card",
+    "write_report_page",
 ]
