@@ -230,8 +230,10 @@ def _plot(title: str, svg: str, finding: str, compares: bool = True) -> Plot:
     return Plot(title, embed_plot(svg, name, alt), finding, compares)
 
 
-def _steps(histogram: Histogram | None) -> Steps | None:
-    return (histogram.edges, histogram.counts) if histogram and histogram.counts else None
+def _steps(histogram: Histogram | None, factor: int = 1) -> Steps | None:
+    if histogram is None or not histogram.counts:
+        return None
+    return histogram.edges, [count * factor for count in histogram.counts]
 
 
 def _compared(after: str | None, before: str | None) -> str:
@@ -257,7 +259,8 @@ def _length_plot(before: EventProfile, after: EventProfile) -> Plot | None:
 
 def _gap_plot(before: EventProfile, after: EventProfile) -> Plot | None:
     gaps = [profile.gaps or Histogram((), ()) for profile in (before, after)]
-    bars = Bars("", *map(_steps, gaps))
+    # Each sample stands for all users, so that the two can be compared.
+    bars = Bars("", _steps(gaps[0], before.user_sample), _steps(gaps[1], after.user_sample))
     if not (bars.before or bars.after):
         return None
     old, new = (_time(g.quantile(0.5)) if g.counts else None for g in gaps)
@@ -268,7 +271,7 @@ def _gap_plot(before: EventProfile, after: EventProfile) -> Plot | None:
         "and not drawn."
     )
     if after.user_sample > 1:
-        text += f" Of a sample of the users, one in {after.user_sample}."
+        text += f" Estimated from one user in {after.user_sample}."
     svg = draw_bars([bars], "time", "time to the user's next event (doubling)", "events")
     return _plot("Time between a user's events", svg, text)
 
