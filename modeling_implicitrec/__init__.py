@@ -31,6 +31,7 @@ from .evaluation import (
     reduce_logits_to_hits,
     results_table,
 )
+from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .events import Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
 from .matrices import user_counts
@@ -54,6 +55,7 @@ from .modeling_implicitrec import (
     ImplicitRecScoringOutput,
 )
 from .processing_implicitrec import ImplicitRecProcessor
+from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 
@@ -84,8 +86,10 @@ __all__ = [
     "DataCollatorForNextItem",
     "EASE",
     "EpochCallback",
+    "EventProfile",
     "EventSchema",
     "Events",
+    "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
     "ImplicitRecModel",
@@ -110,11 +114,14 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "parse_arguments",
+    "profile_events",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
     "temporal_split",
     "training_columns",
     "user_counts",
+    "weight_histograms",
     "write_model_card",
+    "write_report_page",
 ]

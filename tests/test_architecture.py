@@ -29,8 +29,9 @@ FLOORS = (
     {"layers_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
     {"ranking", "baselines", "scoring"},
-    {"encoding"},
-    {"evaluation", "hub", "pipeline_implicitrec"},
+    {"encoding", "event_profile"},
+    {"report_plots"},
+    {"evaluation", "hub", "pipeline_implicitrec", "report_page"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
