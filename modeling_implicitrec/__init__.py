@@ -32,6 +32,7 @@ from .evaluation import (
     results_table,
 )
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
+from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
 from .matrices import user_counts
@@ -101,6 +102,7 @@ __all__ = [
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
+    "append_events",
     "build_sequences",
     "collapse_repeats",
     "compute_hit_metrics",
@@ -113,11 +115,13 @@ __all__ = [
     "fit_baselines",
     "leave_last_out",
     "load_events",
+    "open_events",
     "parse_arguments",
     "profile_events",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
+    "save_events",
     "temporal_split",
     "training_columns",
     "user_counts",

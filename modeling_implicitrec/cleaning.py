@@ -153,7 +153,7 @@ class Cleaner:
                 counted = read.semi_join(kept[other], other) if other in kept else read
                 groups = counted.group_by(name).agg(rows=_.count())
                 step += 1
-                found = self.engine.keep(f"core_{step}", groups.filter(groups.rows >= least[name]))
+                found = self.engine.keep(f"rare_{step}", groups.filter(groups.rows >= least[name]))
                 kept[name] = found
                 left = int(found.rows.sum().execute() or 0)
                 reason = f"{name.removesuffix('_id')} with fewer than {least[name]} events"

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -13,33 +12,8 @@ from tqdm.auto import tqdm
 
 BUCKET_ROWS = 3_000_000  # what DuckDB cleans and sorts at a time
 # A bucket is a remainder of the user's id, and a prime makes ids that go in steps spread evenly.
-PRIMES = (
-    1,
-    2,
-    3,
-    5,
-    7,
-    11,
-    17,
-    23,
-    31,
-    41,
-    53,
-    67,
-    83,
-    101,
-    127,
-    157,
-    197,
-    251,
-    313,
-    397,
-    499,
-    631,
-)
+PRIMES = (1, 2, 3, 5, 7, 11, 17, 23, 31, 41, 53, 67, 83, 101, 127, 157, 197, 251, 313, 397, 499)
 FLUSH_ROWS = 4_000_000  # that a partitioned write may hold in memory, over all buckets
-
-
 WRITING = "FORMAT parquet, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 256"  # soon read, once
 
 
@@ -47,13 +21,24 @@ class DuckDBEngine:
     """An embedded DuckDB that spills to its folder and works through the users in buckets.
 
     Args:
-        folder: for the database, what it spills and the rows in the making.
+        folder: for the database and what it spills.
         memory_limit: as in "1GB"; half of the machine's memory when None.
+        data: the folder of the folders of shards; `folder` when None.
+        buckets: of users; when None, by the number of rows.
     """
 
-    def __init__(self, folder: str, memory_limit: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        memory_limit: str | None = None,
+        *,
+        data: str | None = None,
+        buckets: int | None = None,
+    ) -> None:
         half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
         self.folder = folder
+        self.data = data or folder
+        self.num_buckets = buckets
         self.connection = ibis.duckdb.connect(
             os.path.join(folder, "events.duckdb"),
             memory_limit=memory_limit or f"{half}MiB",
@@ -64,35 +49,43 @@ class DuckDBEngine:
 
     def path(self, folder: str) -> str:
         """Where a folder of shards is."""
-        return os.path.join(self.folder, folder)
+        return os.path.join(self.data, folder)
+
+    def prepare(self, rows: int) -> None:
+        """Choose the number of buckets for a log of so many rows."""
+        if self.num_buckets is None:
+            enough = (prime for prime in PRIMES if prime * BUCKET_ROWS >= rows)
+            self.num_buckets = next(enough, PRIMES[-1])
 
     def number(self, table: ibis.Table) -> ibis.Table:
         """The table with `row`, the place in the source."""
         return table.mutate(row=ibis.row_number().over(ibis.window()))
 
-    def stage(self, table: ibis.Table, rows: int) -> None:
-        """Write typed rows in buckets of users."""
-        buckets = next((p for p in PRIMES if p * BUCKET_ROWS >= rows), PRIMES[-1])
+    def stage(self, table: ibis.Table, name: str) -> None:
+        """Write typed rows in buckets of users, as parts of that name."""
+        if self.num_buckets is None:
+            raise ValueError("prepare comes before stage")
         # md5 and not hash(), which may change with the version of DuckDB.
         key = "md5_number_lower(user_id)" if table.user_id.type().is_string() else "abs(user_id)"
-        query = f"SELECT *, coalesce({key} % {buckets}, 0) AS bucket FROM ({self.sql(table)})"
-        target = self.path("staged")
-        os.makedirs(target)
-        self.connection.con.execute(
-            f"SET partitioned_write_flush_threshold = {max(FLUSH_ROWS // buckets, 10_000)}"
-        )
+        bucket = f"coalesce({key} % {self.num_buckets}, 0)"
+        flush = max(FLUSH_ROWS // self.num_buckets, 10_000)
+        self.connection.con.execute(f"SET partitioned_write_flush_threshold = {flush}")
         self._execute(
-            f"COPY ({query}) TO '{target}' "
-            f"({WRITING}, PARTITION_BY (bucket), FILENAME_PATTERN 'part-{{i}}')",
+            f"COPY (SELECT *, {bucket} AS bucket FROM ({self.sql(table)})) TO '{self.path('staged')}' "
+            f"({WRITING}, PARTITION_BY (bucket), APPEND, FILENAME_PATTERN '{name}-{{uuid}}')",
             "reading events",
         )
 
-    def buckets(self, folder: str) -> Iterator[ibis.Table]:
-        """The rows of each bucket of users, as they were staged or stored."""
-        parts = sorted(glob.glob(os.path.join(self.path(folder), "*")))
+    def buckets(self, folder: str) -> Iterator[tuple[str, ibis.Table]]:
+        """The name and the rows of each bucket of users, as they were staged or stored."""
+        parts = sorted(glob.glob(os.path.join(self.path(folder), "bucket=*")))
         for part in tqdm(parts, "cleaning events", unit=" buckets", disable=None):
-            files = os.path.join(part, "*.parquet") if os.path.isdir(part) else part
-            yield self._keep("bucket", f"FROM read_parquet('{files}', hive_partitioning = false)")
+            yield os.path.basename(part), self.read("bucket", part)
+
+    def read(self, name: str, folder: str) -> ibis.Table:
+        """The shards of a folder, in memory."""
+        files = os.path.join(folder, "*.parquet")
+        return self._keep(name, f"FROM read_parquet('{files}', hive_partitioning = false)")
 
     def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
         """Run an expression into a temporary table, in place of one of that name."""
@@ -123,26 +116,22 @@ class DuckDBEngine:
         query = f"SELECT count(*) FROM ({self.sql(table)})"
         return int(self.connection.con.execute(query).fetchall()[0][0])
 
-    def store(self, expression: ibis.Table, folder: str, order: list[str]) -> None:
+    def store(self, expression: ibis.Table, folder: str, bucket: str, order: list[str]) -> None:
         """Write one shard, sorted."""
-        target = self.path(folder)
+        target = os.path.join(self.path(folder), bucket)
         os.makedirs(target, exist_ok=True)
-        place = len(os.listdir(target))
-        path = os.path.join(target, f"shard-{place:05d}.parquet")
+        path = os.path.join(target, "shard.parquet")
         query = self.sql(expression.order_by(order))
         self.connection.con.execute(f"COPY ({query}) TO '{path}' ({WRITING})")
 
     def stored(self, folder: str) -> ibis.Table:
         """All shards as one table."""
-        return self.connection.read_parquet(
-            os.path.join(self.path(folder), "**", "*.parquet"), table_name=folder
-        )
+        files = os.path.join(self.path(folder), "*", "*.parquet")
+        return self.connection.read_parquet(files, table_name=folder, hive_partitioning=False)
 
-    def rename(self, folder: str, new: str) -> ibis.Table:
-        """Let the shards of one folder take the place of another's."""
-        shutil.rmtree(self.path(new))
-        os.rename(self.path(folder), self.path(new))
-        return self.stored(new)
+    def shards(self, folder: str) -> list[str]:
+        """The files of whole users."""
+        return sorted(glob.glob(os.path.join(self.path(folder), "*", "*.parquet")))
 
     def sql(self, expression: ibis.Table) -> str:
         """The expression in DuckDB's words; of one that comes again, those found before."""
@@ -188,7 +177,6 @@ class SparkEngine:
         self.folder = folder
         self.connection = connection
         self._cached: dict[str, Any] = {}
-        self._places: dict[str, str] = {}
 
     def number(self, table: ibis.Table) -> ibis.Table:
         """The table with `row`, which grows with the place in the source but leaves gaps."""
@@ -196,13 +184,16 @@ class SparkEngine:
         self.connection.create_view(view, table)
         return self.connection.sql(f"SELECT *, monotonically_increasing_id() AS row FROM {view}")
 
-    def stage(self, table: ibis.Table, rows: int) -> None:
-        """Write typed rows, so that the source is read once."""
-        self._frame(table).write.parquet(self.path("staged"))
+    def prepare(self, rows: int) -> None:
+        """Nothing: Spark chooses its partitions."""
 
-    def buckets(self, folder: str) -> Iterator[ibis.Table]:
+    def stage(self, table: ibis.Table, name: str) -> None:
+        """Write typed rows, so that the source is read once."""
+        self._frame(table).write.mode("append").parquet(self.path("staged"))
+
+    def buckets(self, folder: str) -> Iterator[tuple[str, ibis.Table]]:
         """All rows at once."""
-        yield self.stored(folder)
+        yield "all", self.stored(folder)
 
     def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
         """Persist an expression, in place of one of that name."""
@@ -223,23 +214,22 @@ class SparkEngine:
         """How many rows a table has."""
         return int(table.count().execute())
 
-    def store(self, expression: ibis.Table, folder: str, order: list[str]) -> None:
+    def store(self, expression: ibis.Table, folder: str, bucket: str, order: list[str]) -> None:
         """Write one shard a partition, sorted; a user is in one shard."""
         frame = self._frame(expression).repartition("user_id").sortWithinPartitions(*order)
-        frame.write.mode("append").parquet(self.path(folder))
+        frame.write.mode("overwrite").parquet(self.path(folder))
 
     def stored(self, folder: str) -> ibis.Table:
         """All shards as one table."""
         return self.connection.read_parquet(self.path(folder))
 
-    def rename(self, folder: str, new: str) -> ibis.Table:
-        """Let the shards of one folder take the place of another's."""
-        self._places[new] = self._places.pop(folder)
-        return self.stored(new)
+    def shards(self, folder: str) -> list[str]:
+        """The files of whole users."""
+        return sorted(glob.glob(os.path.join(self.path(folder), "*.parquet")))
 
     def path(self, folder: str) -> str:
-        """Where a folder of shards is: one that was renamed keeps its files."""
-        return self._places.setdefault(folder, f"{self.folder}/{folder}-{uuid4().hex}")
+        """Where a folder of shards is."""
+        return f"{self.folder}/{folder}"
 
     def _frame(self, expression: ibis.Table) -> Any:
         return self.connection._session.sql(self.connection.compile(expression))

@@ -1,6 +1,7 @@
 """Raw columns of a log to typed ones, with the reason why a row cannot be used."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import ibis
 from ibis import _
@@ -26,6 +27,10 @@ class ColumnRules:
         negative_type: the event type of rows with a negative count, which loses its sign.
         earliest: in seconds; rows before it are dropped. `latest` likewise.
         max_duration: seconds; a longer dwell time is not believed, and counts as not recorded.
+        clock_offset: seconds added to every time.
+        platform: of all rows, where the log has no such column.
+        own_items: whether each platform has item ids of its own, which are then called
+            `platform:item`.
     """
 
     whole_ids: frozenset[str] = frozenset()
@@ -35,7 +40,10 @@ class ColumnRules:
     earliest: float | None = None
     latest: float | None = None
     max_duration: float | None = None
-    notes: dict[str, int | float | str] = field(default_factory=dict)
+    clock_offset: float = 0.0
+    platform: str | None = None
+    own_items: bool = False
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def text_of(column: ibis.Value) -> ibis.Value:
@@ -94,10 +102,15 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
         for name in IDS
     }
-    reasons = [(values[name].isnull(), f"missing {name}") for name in IDS]
     values |= {name: text_of(raw[name]) for name in LABELS if name in raw.columns}
+    if rules.platform is not None:
+        values["platform"] = ibis.literal(rules.platform)
+    if rules.own_items and "platform" in values:
+        values["item_id"] = values["platform"].fill_null("") + ":" + text_of(raw.item_id)
+    reasons = [(values[name].isnull(), f"missing {name}") for name in IDS]
     if "timestamp" in raw.columns:
-        values["timestamp"] = seconds = seconds_of(raw_time(raw.timestamp))
+        seconds = seconds_of(raw_time(raw.timestamp)) + rules.clock_offset
+        values["timestamp"] = seconds
         reasons += [(text_of(raw.timestamp).isnull(), "missing timestamp")]
         reasons += [(seconds.isnull(), "unparsable timestamp")]
         if rules.earliest is not None:
@@ -176,16 +189,17 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
         notes["duration not believed"] = found["long"]
     # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
     is_dated = 2 * (found.get("modern") or 0) >= (found.get("times") or 0)
-    return ColumnRules(
-        whole_ids=frozenset(name for name in IDS if found.get(name)),
-        from_csv=given.from_csv,
-        positive=given.positive,
-        negative_type=given.negative_type,
-        earliest=given.earliest if is_dated else None,
-        latest=given.latest if is_dated else None,
-        max_duration=given.max_duration,
-        notes=notes,
-    )
+    given = given if is_dated else replace(given, earliest=None, latest=None)
+    whole = frozenset(name for name in IDS if found.get(name))
+    return replace(given, whole_ids=whole, notes=notes)
+
+
+def align_columns(table: ibis.Table, columns: Sequence[str]) -> ibis.Table:
+    """A typed table with all of the columns, null where it has none."""
+    types = dict.fromkeys(LABELS, "string") | dict.fromkeys((*NUMBERS, "timestamp"), "float64")
+    types["order"] = "int64"
+    lacking = [name for name in columns if name not in table.columns]
+    return table.mutate(**{name: ibis.null(types[name]) for name in lacking}).select(columns)
 
 
 def _refuse_times(raw: ibis.Table) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
+from uuid import uuid4
 
 import datasets
 import ibis
@@ -64,8 +65,9 @@ def read_log(engine: Engine, source: LogSource, names: dict[str, str]) -> ibis.T
     elif isinstance(source, datasets.Dataset):
         table = _copy(engine, _batches(source, wanted))
     elif table is None:
-        connection.con.register("source", _arrow(source, wanted))
-        table = connection.table("source")
+        view = f"source_{uuid4().hex}"
+        connection.con.register(view, _arrow(source, wanted))
+        table = connection.table(view)
     return engine.number(table.select(**{name: table[column] for name, column in names.items()}))
 
 
@@ -98,7 +100,7 @@ def _read_files(
 
 def _copy(engine: Engine, source: ibis.Table | pa.RecordBatchReader) -> ibis.Table:
     """What lies on another engine, or can be streamed only once, by way of a Parquet file."""
-    path = os.path.join(engine.folder, "source.parquet")
+    path = os.path.join(engine.folder, f"source-{uuid4().hex}.parquet")
     if isinstance(source, ibis.Table):
         source.to_parquet(path)
     else:

@@ -1,12 +1,10 @@
 """Turn a raw behaviour log into a clean event table, with a report of every dropped row."""
 
-import glob
-import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import duckdb
 import ibis
@@ -21,7 +19,9 @@ from modeling_implicitrec.engine import DuckDBEngine, Engine, SparkEngine
 from modeling_implicitrec.event_columns import (
     LABELS,
     NUMBERS,
+    STRENGTHS,
     ColumnRules,
+    align_columns,
     find_rules,
     type_columns,
 )
@@ -29,6 +29,7 @@ from modeling_implicitrec.event_source import LogSource, describe_source, is_csv
 
 COLUMNS = ("user_id", "item_id", "event_type", "timestamp", *NUMBERS, "platform", "log_order")
 SORTED = ("user_id", "timestamp", "log_order", "row")
+STAGED = ("user_id", "item_id", *LABELS, "timestamp", "order", *NUMBERS, "row", "reason")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class EventSchema:
             value by its size). `order` gives the order in time where there is no clock (whole numbers).
         duration: dwell time in seconds. `item_duration`: content length in seconds.
         count: plays or quantity.
+        clock_offset: seconds to add to every time, where this log's clock is not UTC.
     """
 
     user_id: str = "user_id"
@@ -51,10 +53,34 @@ class EventSchema:
     item_duration: str | None = None
     count: str | None = None
     platform: str | None = None
+    clock_offset: float = 0.0
 
     def mapped(self) -> dict[str, str]:
         """Our name -> source name, of the columns that are present."""
-        return {name: column for name, column in asdict(self).items() if column is not None}
+        names = asdict(self) | {"clock_offset": None}
+        return {name: column for name, column in names.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How one log was read: its columns and what was found about them."""
+
+    schema: EventSchema
+    rules: ColumnRules
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How events were made, which is what it takes to add to them.
+
+    Args:
+        dropped: rows per reason, before rare users and items were.
+    """
+
+    origins: list[Origin]
+    cleaning: CleaningOptions
+    rows_in: int
+    dropped: dict[str, int]
 
 
 class Events:
@@ -64,22 +90,30 @@ class Events:
         table: Ibis table on the engine that cleaned it: `user_id` and `item_id` (int64 or string), those
             present of `event_type`, `timestamp` (float64, seconds since 1970 UTC), `duration`,
             `item_duration`, `count` (float64), `platform`, and `log_order` (int64).
+        typed: Ibis table of all rows of the log as they were read, before cleaning; `reason` says why a
+            row could not be used.
         report: the `CleaningReport`.
 
-    The files live as long as this object does.
+    The files live as long as this object does; [`save_events`] keeps them.
     """
 
-    def __init__(self, engine: Engine, report: CleaningReport, limits: dict[str, float]) -> None:
-        stored = engine.stored("clean")
+    def __init__(
+        self, engine: Engine, folder: str, report: CleaningReport, *, made: Provenance
+    ) -> None:
+        stored = engine.stored(folder)
+        self.engine = engine
+        self.folder = folder
+        clipped_at = {name: report.notes.get(f"{name} clipped at") for name in STRENGTHS}
+        self.limits = {name: float(at) for name, at in clipped_at.items() if at is not None}
         clipped = {
             name: ibis.ifelse(stored[name] > limit, limit, stored[name])
-            for name, limit in limits.items()
+            for name, limit in self.limits.items()
         }
-        self._engine = engine
-        self._limits = limits
         self._rows = stored.mutate(**clipped)
         self.table = self._rows.select([name for name in COLUMNS if name in stored.columns])
+        self.typed = engine.stored("staged")
         self.report = report
+        self.made = made
 
     @property
     def columns(self) -> list[str]:
@@ -96,23 +130,24 @@ class Events:
 
     def shards(self, rows: int = 1_000_000) -> Iterator[Iterator[pa.RecordBatch]]:
         """For each shard its events, sorted by user, time and log order, as Arrow record batches."""
-        for path in sorted(glob.glob(os.path.join(self._engine.path("clean"), "*.parquet"))):
+        for path in self.engine.shards(self.folder):
             yield self._batches(path, rows)
 
     def _batches(self, path: str, rows: int) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(rows, columns=self.columns):
-                for name, limit in self._limits.items():
+                for name, limit in self.limits.items():
                     values = pc.min_element_wise(batch[name], limit, skip_nulls=False)
                     batch = batch.set_column(batch.schema.get_field_index(name), name, values)
                 yield batch
 
 
 def load_events(
-    source: LogSource,
-    schema: EventSchema = EventSchema(),  # noqa: B008 (frozen)
+    source: LogSource | Mapping[str, LogSource],
+    schema: EventSchema | Mapping[str, EventSchema] = EventSchema(),  # noqa: B008 (frozen)
     *,
     cleaning: CleaningOptions = CleaningOptions(),  # noqa: B008 (frozen)
+    shared_items: bool | None = None,
     memory_limit: str | None = None,
     temp_directory: str | None = None,
 ) -> Events:
@@ -122,7 +157,11 @@ def load_events(
         source: path or glob of Parquet, CSV or JSONL (also gzipped), a list of paths, a
             `datasets.Dataset`, a pandas or polars frame, a pyarrow table or an Ibis table. Files
             are read in the order of their names, rows in the order of the source. A table of Ibis's
-            PySpark backend is cleaned by its Spark session, all else by an embedded DuckDB.
+            PySpark backend is cleaned by its Spark session, all else by an embedded DuckDB. A mapping
+            of platform names to such logs makes one history per user of all of them.
+        schema: the log's columns; for several logs also a mapping of platform names to schemas.
+        shared_items: whether the same item id on two platforms is the same item. Otherwise ids become
+            `platform:item`. When None, shared in one log, and not among several.
         memory_limit: DuckDB's limit, as in "1GB"; half of the machine's memory when None. Beyond it
             DuckDB spills to disk.
         temp_directory: folder for what is written on the way, and for the events; the system's own
@@ -137,77 +176,141 @@ def load_events(
     >>> load_events(log).report.dropped
     {'missing item_id': 1}
     """
-    engine = _engine(source, memory_limit, temp_directory)
+    logs: dict[str | None, LogSource] = {None: source}
+    if isinstance(source, Mapping):
+        logs = dict(source.items())
+    own_items = isinstance(source, Mapping) if shared_items is None else not shared_items
+    engine = open_engine(list(logs.values()), memory_limit, temp_directory)
+    origins = []
+    for platform in logs:
+        one = schema if isinstance(schema, EventSchema) else _schema_of(schema, platform)
+        origins.append(Origin(one, _rules_of(cleaning, one, platform, own_items=own_items)))
     try:
-        rules = ColumnRules(
-            from_csv=is_csv(source),
-            positive=cleaning.drop_nonpositive,
-            negative_type=cleaning.negative_count_type,
-            earliest=cleaning.seconds("earliest"),
-            latest=cleaning.seconds("latest"),
-            max_duration=cleaning.max_duration,
-        )
-        raw = read_log(engine, source, schema.mapped())
-        rules, rows = find_rules(raw, rules)
-        if not rows:
-            raise ValueError(f"the log {describe_source(source)} is empty")
-        engine.stage(type_columns(raw, rules), rows)
-        return _clean(engine, cleaning, rows, rules.notes)
+        origins, rows = stage_logs(engine, list(logs.values()), origins)
+        cleaner = Cleaner(engine, cleaning)
+        cleaner.count_unusable(engine.stored("staged"))
+        for bucket, table in engine.buckets("staged"):
+            usable = table.filter(table.reason.isnull()).drop("reason")
+            clean = cleaner.clean_users(cleaner.drop_duplicates(usable))
+            store_events(engine, clean, "clean", bucket)
+        return finish_events(cleaner, Provenance(origins, cleaning, rows, dict(cleaner.dropped)))
     except (duckdb.Error, pa.ArrowException) as error:
-        raise ValueError(f"could not read {describe_source(source)}: {error}") from error
+        names = ", ".join(map(describe_source, logs.values()))
+        raise ValueError(f"could not read {names}: {error}") from error
 
 
-def _engine(source: LogSource, memory_limit: str | None, temp_directory: str | None) -> Engine:
-    """The engine that the source lives on, in a folder that goes with it."""
+def _schema_of(schemas: Mapping[str, EventSchema], platform: str | None) -> EventSchema:
+    if platform is None or platform not in schemas:
+        raise ValueError(f"no schema for the log {platform!r}, there are {sorted(schemas)}")
+    return schemas[platform]
+
+
+def _rules_of(
+    cleaning: CleaningOptions, schema: EventSchema, platform: str | None, *, own_items: bool
+) -> ColumnRules:
+    """The rules that do not depend on what the log holds."""
+    return ColumnRules(
+        positive=cleaning.drop_nonpositive,
+        negative_type=cleaning.negative_count_type,
+        earliest=cleaning.seconds("earliest"),
+        latest=cleaning.seconds("latest"),
+        max_duration=cleaning.max_duration,
+        clock_offset=schema.clock_offset,
+        platform=platform,
+        own_items=own_items,
+    )
+
+
+def open_engine(
+    sources: Sequence[LogSource], memory_limit: str | None, temp_directory: str | None
+) -> Engine:
+    """The engine that the sources live on, in a folder that goes with it."""
     folder = tempfile.mkdtemp(prefix="events-", dir=temp_directory)
     engine: Engine
-    if isinstance(source, ibis.Table) and source.get_backend().name == "pyspark":
-        engine = SparkEngine(folder, source.get_backend())
-    else:
-        engine = DuckDBEngine(folder, memory_limit)
-    weakref.finalize(engine, _discard, engine.connection, folder)
+    spark = [
+        log.get_backend()
+        for log in sources
+        if isinstance(log, ibis.Table) and log.get_backend().name == "pyspark"
+    ]
+    engine = SparkEngine(folder, spark[0]) if spark else DuckDBEngine(folder, memory_limit)
+    weakref.finalize(engine, discard_engine, engine.connection, folder)
     return engine
 
 
-def _discard(connection: ibis.BaseBackend, folder: str) -> None:
+def discard_engine(connection: ibis.BaseBackend, folder: str) -> None:
+    """Close an engine of ours and remove its folder."""
     if connection.name == "duckdb":
         connection.disconnect()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clean(engine: Engine, options: CleaningOptions, rows_in: int, notes: dict) -> Events:
-    cleaner = Cleaner(engine, options)
-    cleaner.count_unusable(engine.stored("staged"))
-    for bucket in engine.buckets("staged"):
-        usable = bucket.filter(bucket.reason.isnull()).drop("reason")
-        _store(engine, cleaner.clean_users(cleaner.drop_duplicates(usable)), "clean")
-    stored = engine.stored("clean")
-    while kept := cleaner.core(stored):
-        rows = 0
-        for bucket in engine.buckets("clean"):
-            for name, values in kept.items():
-                bucket = bucket.semi_join(values, name)
-            rows += engine.count(bucket)
-            _store(engine, cleaner.clean_users(bucket), "core")
-        stored = engine.rename("core", "clean")
-        if rows == engine.count(stored):
-            break
-    rows_out = engine.count(stored)
-    limits = clip_limits(stored, options.clip_quantile)
-    for name, (limit, higher) in limits.items():
-        notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
-    report = CleaningReport(rows_in, rows_out, cleaner.dropped, notes | _missing(stored))
-    if not rows_out:
-        raise ValueError(f"nothing is left of the log after cleaning:\n{report}")
-    return Events(engine, report, {name: limit for name, (limit, _) in limits.items()})
+def stage_logs(
+    engine: Engine, logs: list[LogSource], origins: list[Origin], *, first_row: int = 0
+) -> tuple[list[Origin], int]:
+    """Type the rows of all logs and write them in buckets of users; how they were read, how many."""
+    found, raws, rows = [], [], []
+    for log, origin in zip(logs, origins):
+        raws.append(read_log(engine, log, origin.schema.mapped()))
+        rules, size = find_rules(raws[-1], replace(origin.rules, from_csv=is_csv(log)))
+        if not size:
+            raise ValueError(f"the log {describe_source(log)} is empty")
+        found.append(rules)
+        rows.append(size)
+    whole = frozenset.intersection(*(rules.whole_ids for rules in found))
+    found = [replace(rules, whole_ids=whole) for rules in found]
+    tables = [type_columns(raw, rules) for raw, rules in zip(raws, found)]
+    columns = [name for name in STAGED if any(name in table.columns for table in tables)]
+    engine.prepare(sum(rows))
+    for table, size in zip(tables, rows):
+        placed = table.mutate(row=table.row + first_row)
+        engine.stage(align_columns(placed, columns), f"rows-{first_row}")
+        first_row += size
+    return [Origin(o.schema, rules) for o, rules in zip(origins, found)], sum(rows)
 
 
-def _store(engine: Engine, table: ibis.Table, folder: str) -> None:
+def store_events(engine: Engine, table: ibis.Table, folder: str, bucket: str) -> None:
     """Write a bucket's clean events, sorted."""
     if "log_order" not in table.columns:
         table = table.rename(log_order="order" if "order" in table.columns else "row")
     names = [name for name in (*COLUMNS, "row") if name in table.columns]
-    engine.store(table.select(names), folder, [name for name in SORTED if name in names])
+    engine.store(table.select(names), folder, bucket, [name for name in SORTED if name in names])
+
+
+def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
+    """What concerns all users together: rare users and items, clipping, and the report."""
+    engine = cleaner.engine
+    folder = _drop_rare(cleaner)
+    stored = engine.stored(folder)
+    limits = clip_limits(stored, made.cleaning.clip_quantile)
+    notes: dict[str, int | float | str] = {}
+    for origin in made.origins:
+        for name, value in origin.rules.notes.items():
+            notes[name] = int(notes.get(name, 0)) + value
+    for name, (limit, higher) in limits.items():
+        notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
+    notes |= _missing(stored)
+    rows_out = engine.count(stored)
+    report = CleaningReport(made.rows_in, rows_out, cleaner.dropped, notes)
+    if not rows_out:
+        raise ValueError(f"nothing is left of the log after cleaning:\n{report}")
+    return Events(engine, folder, report, made=made)
+
+
+def _drop_rare(cleaner: Cleaner) -> str:
+    """Where the events of a k-core are: dropping may bring repeats together, whose merging drops more."""
+    engine, folder, step = cleaner.engine, "clean", 0
+    while kept := cleaner.core(engine.stored(folder)):
+        step += 1
+        rows = 0
+        for bucket, table in engine.buckets(folder):
+            for name, values in kept.items():
+                table = table.semi_join(values, name)
+            rows += engine.count(table)
+            store_events(engine, cleaner.clean_users(table), f"core_{step}", bucket)
+        folder = f"core_{step}"
+        if rows == engine.count(engine.stored(folder)):
+            break
+    return folder
 
 
 def _missing(table: ibis.Table) -> dict[str, int]:

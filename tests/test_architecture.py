@@ -25,7 +25,7 @@ FLOORS = (
         "events",
         "arguments",
     },
-    {"head_implicitrec", "histories_implicitrec"},
+    {"head_implicitrec", "histories_implicitrec", "event_store"},
     {"layers_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
     {"ranking", "baselines", "scoring"},

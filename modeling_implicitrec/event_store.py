@@ -1,0 +1,249 @@
+"""Keep clean events in a folder, open them again, and add the rows of new days to them."""
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from uuid import uuid4
+
+import duckdb
+import ibis
+import pyarrow as pa
+
+from .cleaning import Cleaner, CleaningOptions
+from .cleaning_report import CleaningReport
+from .engine import DuckDBEngine
+from .event_columns import ColumnRules
+from .event_source import LogSource, describe_source
+from .events import (
+    Events,
+    EventSchema,
+    Origin,
+    Provenance,
+    discard_engine,
+    finish_events,
+    stage_logs,
+    store_events,
+)
+
+MANIFEST = "events.json"
+FORMAT = 1
+
+
+def save_events(events: Events, folder: str | Path) -> None:
+    """Keep events in a folder of Parquet shards, whole or not at all.
+
+    What was there before is replaced at the last moment, by the renaming of one file.
+
+    Args:
+        events: cleaned by the embedded DuckDB. Those of a Spark session lie where it wrote them.
+
+    Raises:
+        ValueError: for events of another engine.
+    """
+    engine = events.engine
+    if not isinstance(engine, DuckDBEngine):
+        raise ValueError("only events of the embedded DuckDB are saved; Spark has written its own")
+    folder = Path(folder)
+    data = f"data-{uuid4().hex}"
+    try:
+        for name in {"staged", "clean", events.folder}:
+            _link_files(Path(engine.path(name)), folder / data / name)
+        manifest = {
+            "format": FORMAT,
+            "data": data,
+            "folder": events.folder,
+            "buckets": engine.num_buckets,
+            "report": events.report.to_dict(),
+            "made": asdict(events.made),
+        }
+        partial = folder / f".{MANIFEST}.{data}"
+        partial.write_text(json.dumps(manifest, indent=2, default=sorted) + "\n", encoding="utf-8")
+        os.replace(partial, folder / MANIFEST)
+    except BaseException:
+        shutil.rmtree(folder / data, ignore_errors=True)
+        raise
+    for old in folder.glob("data-*"):
+        if old.name != data:
+            shutil.rmtree(old)
+
+
+def open_events(folder: str | Path, *, memory_limit: str | None = None) -> Events:
+    """Events that [`save_events`] kept.
+
+    Raises:
+        FileNotFoundError: where the folder holds none.
+        ValueError: for another format.
+    """
+    manifest = _manifest(folder)
+    engine = _engine(folder, manifest, memory_limit)
+    report = CleaningReport(**manifest["report"])
+    return Events(engine, manifest["folder"], report, made=_made(manifest))
+
+
+def append_events(
+    folder: str | Path,
+    source: LogSource | Mapping[str, LogSource],
+    *,
+    memory_limit: str | None = None,
+) -> Events:
+    """Add the rows of new days to saved events: what a log of the old and new rows would have given.
+
+    Only users with new rows are cleaned again, from the rows as they were read. Rare users and items,
+    and what is clipped, are found anew over all. Until the new events are complete the old ones stay.
+
+    Args:
+        source: as for `load_events`, with the same columns; of several platforms, those that have
+            new rows.
+        memory_limit: DuckDB's limit, as in "1GB"; half of the machine's memory when None.
+
+    Raises:
+        ValueError: for a log that does not go with the one before.
+    """
+    manifest = _manifest(folder)
+    old = _engine(folder, manifest, memory_limit)
+    made = _made(manifest)
+    work = tempfile.mkdtemp(prefix=".append-", dir=folder)
+    new = DuckDBEngine(work, memory_limit, buckets=manifest["buckets"])
+    weakref.finalize(new, discard_engine, new.connection, work)
+    logs = dict(source) if isinstance(source, Mapping) else {None: source}
+    try:
+        chosen = [_origin(made, platform) for platform in logs]
+        found, rows = stage_logs(new, list(logs.values()), chosen, first_row=made.rows_in)
+        _check_ids(chosen, found, logs)
+        cleaner = _clean_again(old, new, made)
+        origins = [*made.origins, *found]
+        made = Provenance(origins, made.cleaning, made.rows_in + rows, dict(cleaner.dropped))
+        events = finish_events(cleaner, _joined(made))
+    except (duckdb.Error, pa.ArrowException) as error:
+        names = ", ".join(map(describe_source, logs.values()))
+        raise ValueError(f"could not read {names}: {error}") from error
+    save_events(events, folder)
+    return open_events(folder, memory_limit=memory_limit)
+
+
+def _clean_again(old: DuckDBEngine, new: DuckDBEngine, made: Provenance) -> Cleaner:
+    """Clean the users who have new rows from all of their rows; take the others as they are."""
+    cleaner, before = Cleaner(new, made.cleaning), Cleaner(new, made.cleaning)
+    cleaner.dropped = dict(made.dropped)
+    cleaner.count_unusable(new.stored("staged"))
+    names = {os.path.basename(os.path.dirname(path)) for path in old.shards("staged")}
+    fresh = {os.path.basename(os.path.dirname(path)) for path in new.shards("staged")}
+    for bucket in sorted(names | fresh):
+        past, clean = (os.path.join(old.path(name), bucket) for name in ("staged", "clean"))
+        if bucket not in fresh:
+            _link_files(Path(clean), Path(new.path("clean"), bucket))
+        else:
+            rows = new.read("fresh", os.path.join(new.path("staged"), bucket))
+            users = new.keep("users", rows.select("user_id").distinct())
+            store_events(new, _bucket(cleaner, before, rows, users, past, clean), "clean", bucket)
+        _link_files(Path(past), Path(new.path("staged"), bucket))
+    for reason, lost in before.dropped.items():
+        cleaner.dropped[reason] -= lost
+    cleaner.dropped = {reason: lost for reason, lost in cleaner.dropped.items() if lost}
+    return cleaner
+
+
+def _bucket(
+    cleaner: Cleaner,
+    before: Cleaner,
+    rows: ibis.Table,
+    users: ibis.Table,
+    past: str,
+    clean: str,
+) -> ibis.Table:
+    """A bucket's clean events; `before` counts what the same users had lost so far."""
+    engine = cleaner.engine
+    assert isinstance(engine, DuckDBEngine)
+    usable = rows.filter(rows.reason.isnull()).drop("reason")
+    if not os.path.isdir(past):
+        return cleaner.clean_users(cleaner.drop_duplicates(usable))
+    old = engine.read("past", past).semi_join(users, "user_id")
+    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason"))
+    engine.keep("discarded", before.clean_users(before.drop_duplicates(old)))
+    every = engine.keep("own_rows", old.union(usable.select(old.columns)))
+    again = cleaner.clean_users(cleaner.drop_duplicates(every))
+    if not os.path.isdir(clean):
+        return again
+    rest = engine.read("settled", clean).anti_join(users, "user_id")
+    again = again.rename(log_order="order" if "order" in again.columns else "row")
+    return rest.union(again.select(rest.columns))
+
+
+def _origin(made: Provenance, platform: str | None) -> Origin:
+    """How the log of a platform was read."""
+    for origin in made.origins:
+        if origin.rules.platform == platform:
+            return replace(origin, rules=replace(origin.rules, notes={}))
+    known = [origin.rules.platform for origin in made.origins]
+    raise ValueError(f"the events come from the logs {known}, there is none called {platform!r}")
+
+
+def _check_ids(old: list[Origin], new: list[Origin], logs: Mapping) -> None:
+    """Raise where ids that were whole numbers are not any more."""
+    for before, after, log in zip(old, new, logs.values()):
+        for name in before.rules.whole_ids - after.rules.whole_ids:
+            raise ValueError(
+                f"{name} is a whole number throughout the events so far, and not in "
+                f"{describe_source(log)}: its column is {before.schema.mapped()[name]!r}"
+            )
+
+
+def _joined(made: Provenance) -> Provenance:
+    """One origin per platform, with the notes of all its logs added up."""
+    origins: dict[str | None, Origin] = {}
+    for origin in made.origins:
+        first = origins.setdefault(origin.rules.platform, origin)
+        if first is not origin:
+            notes = dict(first.rules.notes)
+            for name, value in origin.rules.notes.items():
+                notes[name] = notes.get(name, 0) + value
+            rules = replace(first.rules, notes=notes)
+            origins[origin.rules.platform] = replace(first, rules=rules)
+    return replace(made, origins=list(origins.values()))
+
+
+def _manifest(folder: str | Path) -> dict:
+    path = Path(folder, MANIFEST)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved events in {folder}: it has no {MANIFEST}")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {manifest.get('format')!r}, expected {FORMAT}")
+    return manifest
+
+
+def _made(manifest: dict) -> Provenance:
+    made = manifest["made"]
+    origins = [
+        Origin(
+            EventSchema(**one["schema"]),
+            ColumnRules(**one["rules"] | {"whole_ids": frozenset(one["rules"]["whole_ids"])}),
+        )
+        for one in made["origins"]
+    ]
+    cleaning = CleaningOptions(**made["cleaning"])
+    return Provenance(origins, cleaning, made["rows_in"], made["dropped"])
+
+
+def _engine(folder: str | Path, manifest: dict, memory_limit: str | None) -> DuckDBEngine:
+    work = tempfile.mkdtemp(prefix="events-")
+    data = os.path.join(folder, manifest["data"])
+    engine = DuckDBEngine(work, memory_limit, data=data, buckets=manifest["buckets"])
+    weakref.finalize(engine, discard_engine, engine.connection, work)
+    return engine
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """The files of a folder in another one; on the same disk they are not copied."""
+    for path in sorted(source.rglob("*.parquet")):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copyfile(path, copy)
