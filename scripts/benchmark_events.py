@@ -49,9 +49,10 @@ OUT_OF_MEMORY = (
 )
 NOTES = (
     "`seconds` is the job, from its first file read to its last file written; `start-up` is what the "
-    "process took besides, most of it importing libraries. `peak GiB` is the largest resident memory of "
-    "the process as the operating system counted it, libraries and mapped pages of files included. "
-    "`growth` is how often the time of the size before the job took, beside how often the rows.",
+    "process took besides, most of it importing libraries; `CPU` is the processor time of both. `peak "
+    "GiB` is the largest resident memory of the process as the operating system counted it, libraries "
+    "and mapped pages of files included. `growth` is how often the time of the size before the job "
+    "took, beside how often the rows.",
     "RecBole does less: no exact duplicates, bots, merged repeats or weights, and no augmentation; "
     "`scripts/recbole_loader.py` says what. Its input is a text file, whose writing is part of its time.",
 )
@@ -175,12 +176,12 @@ def growth(run: dict, runs: list[dict]) -> str:
 
 
 def timing_cells(run: dict, runs: list[dict]) -> list[str]:
-    peak = f"{run['peak_bytes'] / 2**30:.2f}"
+    peak, cpu = f"{run['peak_bytes'] / 2**30:.2f}", f"{run['cpu_seconds']:.1f}"
     if run["outcome"] != "done":
-        return [run["outcome"], "", "", f"{peak} when it ended", ""]
+        return [run["outcome"], "", cpu, "", f"{peak} when it ended", ""]
     start = run["process_seconds"] - run["seconds"]
     speed = f"{run['rows'] / run['seconds']:,.0f}"
-    return [f"{run['seconds']:.1f}", f"{start:.1f}", speed, peak, growth(run, runs)]
+    return [f"{run['seconds']:.1f}", f"{start:.1f}", cpu, speed, peak, growth(run, runs)]
 
 
 def table(titles: list[str], rows: list[list[str]]) -> list[str]:
@@ -192,7 +193,7 @@ def markdown(report: dict) -> str:
     """The results as a page of the documentation."""
     runs = report["runs"]
     lines = ["# Logs to sequences", "", f"{report['machine']}.", "", "![](events.svg)", ""]
-    titles = ["rows", "system", "seconds", "start-up", "events/s", "peak GiB", "growth"]
+    titles = ["rows", "system", "seconds", "start-up", "CPU", "events/s", "peak GiB", "growth"]
     cells = [[f"{run['rows']:,}", run["system"], *timing_cells(run, runs)] for run in runs]
     lines += table(titles, cells)
     lines += [line for note in NOTES for line in (note, "")]
