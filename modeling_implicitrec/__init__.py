@@ -31,7 +31,7 @@ from .evaluation import (
 )
 from .events import CleaningOptions, CleaningReport, Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
-from .matrices import user_counts
+from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
     coverage_at_k,
@@ -108,6 +108,7 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "parse_arguments",
+    "positive_events",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",

@@ -19,6 +19,8 @@ class ImplicitRecConfig(PreTrainedConfig):
     Args:
         vocab_size: item tokens including the padding token 0, so number of items + 1.
         num_event_types: event type ids including 0, which means "none or unknown".
+        negative_event_type_ids: event types that are evidence against their item (the processor's
+            `negative_event_type_ids`): the body sees them, the priors do not count them.
         hidden_size: width of the embeddings and of every block.
         num_hidden_layers: number of blocks.
         num_attention_heads: heads of the attention mixer; divides `hidden_size`.
@@ -32,6 +34,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         convolution_kernel_size: events that one causal convolution sees.
         num_time_buckets: log-spaced buckets of the gap between two events.
         num_weight_bins: soft bins of the log weight in the input embedding.
+        use_gaps: adds to the input how long ago the user's previous event was, and the user's previous
+            event of the same item (the purchase interval).
         use_item_bias: adds a learned bias per item to the scores.
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
         collapse_repeats: the model was trained on histories with one event per item, at the place of
@@ -62,6 +66,7 @@ class ImplicitRecConfig(PreTrainedConfig):
 
     vocab_size: int = 1001
     num_event_types: int = 1
+    negative_event_type_ids: list[int] | None = None
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
@@ -74,6 +79,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     convolution_kernel_size: int = 5
     num_time_buckets: int = 32
     num_weight_bins: int = 16
+    use_gaps: bool = False
     use_item_bias: bool = True
     use_query_time: bool = False
     collapse_repeats: bool = False
@@ -126,6 +132,13 @@ class ImplicitRecConfig(PreTrainedConfig):
             )
         if self.num_weight_bins < 2:
             raise ValueError(f"num_weight_bins must be at least 2, got {self.num_weight_bins}")
+        if not all(
+            0 < type_id < self.num_event_types for type_id in self.negative_event_type_ids or []
+        ):
+            raise ValueError(
+                f"negative_event_type_ids must lie in 1..{self.num_event_types - 1}, "
+                f"got {self.negative_event_type_ids}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of "

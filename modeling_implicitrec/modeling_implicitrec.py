@@ -12,7 +12,15 @@ from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ZERO_AT_FIRST, ItemHead, StateCentre, gather_history
-from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
+from .layers_implicitrec import (
+    EvidenceBias,
+    GapEmbedding,
+    ImplicitRecBlock,
+    ImplicitRecRMSNorm,
+    WeightEmbedding,
+    event_weights,
+    negative_events,
+)
 from .loss_implicitrec import (
     chunked_loss,
     gbce_beta,
@@ -55,8 +63,9 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ZERO_AT_FIRST):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
-        if isinstance(module, WeightEmbedding):
-            init.zeros_(module.bins.weight)
+        if isinstance(module, WeightEmbedding | GapEmbedding):
+            for weight in module.parameters():
+                init.zeros_(weight)
 
 
 class ImplicitRecModel(ImplicitRecPreTrainedModel):
@@ -67,6 +76,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
         self.weight_embedding = WeightEmbedding(config)
+        self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
         attends = config.sequence_mixer == "attention"
         self.evidence_bias = EvidenceBias(config) if attends else None
         self.blocks = nn.ModuleList(
@@ -107,6 +117,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             kept = torch.rand_like(weights) >= self.config.item_dropout_prob
             hidden = hidden * kept.unsqueeze(-1)
         hidden = hidden + self.weight_embedding(weights)
+        if self.gap_embedding is not None and timestamps is not None:
+            hidden = hidden + self.gap_embedding(input_ids, timestamps, present)
         types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
         hidden = hidden + self.event_type_embedding(types)
         hidden = self.dropout(hidden)
@@ -116,36 +128,6 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         for block in self.blocks:
             hidden = block(hidden, present, bias)
         return BaseModelOutput(last_hidden_state=self.norm(hidden) * present.unsqueeze(-1))
-
-
-def event_weights(
-    config: ImplicitRecConfig,
-    input_ids: Tensor,
-    input_weights: Tensor | None,
-    attention_mask: Tensor | None,
-) -> Tensor:
-    """Float weights `[batch, length]`, 0 where there is no event; checks the input's shapes."""
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [batch, length], got shape {list(input_ids.shape)}")
-    if input_ids.shape[1] > config.max_position_embeddings:
-        raise ValueError(
-            f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
-            f"{config.max_position_embeddings}; keep the most recent ones"
-        )
-    present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
-    if attention_mask is not None:
-        present = present & attention_mask.bool()
-    if input_weights is None:
-        return present.float()
-    if input_weights.shape != input_ids.shape:
-        raise ValueError(
-            f"input_weights must have the shape of input_ids {list(input_ids.shape)}, "
-            f"got {list(input_weights.shape)}"
-        )
-    weights = input_weights.float()
-    if not torch.compiler.is_compiling() and not (torch.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError("input_weights must be finite and not negative")
-    return weights * present
 
 
 @dataclass
@@ -274,6 +256,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             "timestamps": timestamps,
             "query_time": asked,
             "fold_ids": fold_ids,
+            "negative": negative_events(self.config, event_type_ids),
         }
         loss, logits = None, None
         pointwise = labels is not None and candidate_ids is not None
