@@ -130,6 +130,8 @@ class ImplicitRecConfig(PreTrainedConfig):
             raise ValueError(
                 f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"
             )
+        if self.use_gaps and self.num_time_buckets < 2:
+            raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
         if self.num_weight_bins < 2:
             raise ValueError(f"num_weight_bins must be at least 2, got {self.num_weight_bins}")
         if not all(

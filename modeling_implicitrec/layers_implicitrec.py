@@ -60,12 +60,12 @@ class ImplicitRecRMSNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-def interpolate(bins: nn.Embedding, place: Tensor) -> Tensor:
-    """Embeds a real place by linear interpolation between two bins, `[*place.shape, hidden_size]`."""
-    low = place.floor().clamp(0, bins.num_embeddings - 2)
-    share = (place - low).unsqueeze(-1).to(bins.weight.dtype)
+def interpolate(bins: Tensor, place: Tensor) -> Tensor:
+    """Linear interpolation between two rows of `[bins, size]` at real places: `[*place.shape, size]`."""
+    low = place.floor().clamp(0, len(bins) - 2)
+    share = (place - low).unsqueeze(-1).to(bins.dtype)
     low = low.long()
-    return (1 - share) * bins(low) + share * bins(low + 1)
+    return (1 - share) * F.embedding(low, bins) + share * F.embedding(low + 1, bins)
 
 
 class WeightEmbedding(nn.Module):
@@ -78,7 +78,7 @@ class WeightEmbedding(nn.Module):
     def forward(self, weights: Tensor) -> Tensor:
         last = self.bins.num_embeddings - 1
         place = (weights.clamp(1e-3, 1e3).log10() / 6 + 0.5) * last  # [batch, length]
-        return interpolate(self.bins, place)
+        return interpolate(self.bins.weight, place)
 
 
 class GapEmbedding(nn.Module):
@@ -91,8 +91,9 @@ class GapEmbedding(nn.Module):
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
-        self.event_bins = nn.Embedding(config.num_time_buckets, config.hidden_size)
-        self.item_bins = nn.Embedding(config.num_time_buckets, config.hidden_size)
+        shape = (config.num_time_buckets, config.hidden_size)
+        self.event_bins = nn.Parameter(torch.zeros(shape))
+        self.item_bins = nn.Parameter(torch.zeros(shape))
 
     def forward(self, input_ids: Tensor, timestamps: Tensor, present: Tensor) -> Tensor:
         """`[batch, length, hidden_size]`, from `[batch, length]` each; absent events are passed over."""
@@ -104,7 +105,7 @@ class GapEmbedding(nn.Module):
         for bins, sources in ((self.event_bins, earlier), (self.item_bins, same)):
             previous = torch.where(sources, places, -1).amax(2)  # [batch, length]
             gaps = timestamps - timestamps.gather(1, previous.clamp_min(0))
-            place = (1 + gaps.clamp_min(0).float()).log2().clamp_max(bins.num_embeddings - 1)
+            place = (1 + gaps.clamp_min(0).float()).log2().clamp_max(len(bins) - 1)
             embedded = embedded + interpolate(bins, place) * (previous >= 0).unsqueeze(-1)
         return embedded
 

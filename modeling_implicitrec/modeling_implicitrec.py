@@ -60,12 +60,11 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        elif isinstance(module, ZERO_AT_FIRST):
+        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding)):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
-        if isinstance(module, WeightEmbedding | GapEmbedding):
-            for weight in module.parameters():
-                init.zeros_(weight)
+        if isinstance(module, WeightEmbedding):
+            init.zeros_(module.bins.weight)
 
 
 class ImplicitRecModel(ImplicitRecPreTrainedModel):
