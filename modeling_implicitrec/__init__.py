@@ -54,6 +54,7 @@ from .modeling_implicitrec import (
 from .processing_implicitrec import ImplicitRecProcessor
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
 AutoModel.register(ImplicitRecConfig, ImplicitRecForScoring)
@@ -91,6 +92,8 @@ __all__ = [
     "ImplicitRecProcessor",
     "ImplicitRecScoringOutput",
     "ItemKNN",
+    "LearnedEffect",
+    "LearnedWeights",
     "ModelScorer",
     "OwnFrequency",
     "Popularity",
@@ -105,6 +108,7 @@ __all__ = [
     "encode_splits",
     "evaluate",
     "fit_baselines",
+    "learn_event_weights",
     "leave_last_out",
     "load_events",
     "parse_arguments",

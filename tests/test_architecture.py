@@ -19,6 +19,7 @@ FLOORS = (
         "loss_implicitrec",
         "vocabulary_implicitrec",
         "weights_implicitrec",
+        "intensity",
         "matrices",
         "metrics",
         "events",
@@ -29,7 +30,7 @@ FLOORS = (
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
     {"ranking", "baselines", "scoring"},
     {"encoding"},
-    {"evaluation", "hub", "pipeline_implicitrec"},
+    {"evaluation", "hub", "pipeline_implicitrec", "weight_learning"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
