@@ -55,6 +55,8 @@ class DataCollatorForNextItem:
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
         negative_event_type_ids: event types that are never a label or target.
+        negative_labels: also draw, for every event, the item of a negative event that follows it, as its
+            label is drawn from the others: an explicit negative (see `negative_event_loss`).
         num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
@@ -65,6 +67,7 @@ class DataCollatorForNextItem:
     target_window: float = 0.0
     collapse_repeats: bool = False
     negative_event_type_ids: Sequence[int] = ()
+    negative_labels: bool = False
     num_folds: int = 0
     seed: int = 0
     epoch: int = field(default=0, init=False)
@@ -72,6 +75,8 @@ class DataCollatorForNextItem:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.negative_labels and (self.target_window or not self.negative_event_type_ids):
+            raise ValueError("negative_labels need negative_event_type_ids and no target_window")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         parts = [self._row(row) for row in rows]
@@ -81,8 +86,9 @@ class DataCollatorForNextItem:
             if name in parts[0]
         }
         batch["attention_mask"] = (batch["input_ids"] > 0).long()
-        name = "target_ids" if "target_ids" in parts[0] else "labels"
-        batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
+        for name in ("target_ids", "labels", "negative_labels"):
+            if name in parts[0]:
+                batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
         if self.num_folds and "target_ids" not in rows[0]:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
@@ -120,7 +126,12 @@ class DataCollatorForNextItem:
     def _with_labels(
         self, part: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        part["labels"] = self._labels(part, generator)
+        wanted = self._positive(part)
+        part["labels"] = self._labels(part, wanted, generator)
+        if self.negative_labels:
+            drawn = self._labels(part, ~wanted, generator)
+            told = (part["labels"] != -100) & (drawn != part["labels"])
+            part["negative_labels"] = np.where(told, drawn, -100)
         size, start = len(part["labels"]), 0
         if size > self.max_length + 1:
             start = int(generator.integers(0, size - self.max_length))
@@ -137,11 +148,12 @@ class DataCollatorForNextItem:
             raise ValueError("negative_event_type_ids need event_type_ids in the rows, got none")
         return ~np.isin(part["event_type_ids"], self.negative_event_type_ids)
 
-    def _labels(self, part: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
-        """Each event's label: an event drawn from the following moment or horizon, or -100."""
+    def _labels(
+        self, part: dict[str, np.ndarray], wanted: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Each event's label: a wanted event drawn from the following moment or horizon, or -100."""
         size = len(part["input_ids"])
         times = part.get("timestamps", np.arange(size))
-        wanted = self._positive(part)
         tokens, moments = part["input_ids"][wanted], times[wanted]
         if not len(tokens):
             return np.full(size, -100)

@@ -51,6 +51,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_negatives: shared negatives of the sampled losses.
         in_batch_share: share of the negatives drawn from the batch's labels, the rest is uniform.
         gbce_calibration: t of gBCE (Petrov and Macdonald, 2023); 0 is plain BCE.
+        negative_event_loss: weight of the pairwise loss that puts the label above the item of a negative
+            event (`negative_labels` of a batch); 0 for none.
         label_smoothing: share of the target spread evenly over the catalogue (full softmax).
         loss_chunk_size: labelled positions whose logits exist at one time.
         vocabulary_fingerprint: of the processor's vocabulary that the item table belongs to.
@@ -92,6 +94,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_negatives: int = 256
     in_batch_share: float | int = 0.5
     gbce_calibration: float | int = 0.75
+    negative_event_loss: float | int = 0.0
     label_smoothing: float | int = 0.0
     loss_chunk_size: int = 1024
     initializer_range: float = 0.02
@@ -108,6 +111,7 @@ class ImplicitRecConfig(PreTrainedConfig):
             raise ValueError(f"unknown configuration keys {unknown}; the known ones are {own}")
         super().__post_init__(**kwargs)
         self._check_sizes()
+        self._check_evidence()
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""
@@ -130,17 +134,8 @@ class ImplicitRecConfig(PreTrainedConfig):
             raise ValueError(
                 f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"
             )
-        if self.use_gaps and self.num_time_buckets < 2:
-            raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
         if self.num_weight_bins < 2:
             raise ValueError(f"num_weight_bins must be at least 2, got {self.num_weight_bins}")
-        if not all(
-            0 < type_id < self.num_event_types for type_id in self.negative_event_type_ids or []
-        ):
-            raise ValueError(
-                f"negative_event_type_ids must lie in 1..{self.num_event_types - 1}, "
-                f"got {self.negative_event_type_ids}"
-            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of "
@@ -152,3 +147,19 @@ class ImplicitRecConfig(PreTrainedConfig):
             )
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {LOSS_TYPES}, got {self.loss_type!r}")
+
+    def _check_evidence(self) -> None:
+        """Raise `ValueError` where the terms for gaps and negative events do not fit."""
+        if self.use_gaps and self.num_time_buckets < 2:
+            raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
+        if not all(
+            0 < type_id < self.num_event_types for type_id in self.negative_event_type_ids or []
+        ):
+            raise ValueError(
+                f"negative_event_type_ids must lie in 1..{self.num_event_types - 1}, "
+                f"got {self.negative_event_type_ids}"
+            )
+        if self.negative_event_loss < 0:
+            raise ValueError(
+                f"negative_event_loss must not be negative, got {self.negative_event_loss}"
+            )

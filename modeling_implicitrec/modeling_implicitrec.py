@@ -26,6 +26,7 @@ from .loss_implicitrec import (
     gbce_beta,
     gbce_loss,
     normalised_label_weights,
+    pair_loss,
     pointwise_loss,
     sampled_softmax_loss,
     softmax_loss,
@@ -226,6 +227,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         target_ids: Tensor | None = None,
         query_time: Tensor | None = None,
         fold_ids: Tensor | None = None,
+        negative_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
@@ -241,21 +243,22 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
             fold_ids: `[batch]` group of each user, read while training with cross-fitted
                 co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
+            negative_labels: `[batch, length]` items that a label is to be put above, -100 for none; read
+                where the configuration has a `negative_event_loss`.
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
                 loss is divided by it in place of the batch's own sum of label weights.
         """
         hidden = self.model(
             input_ids, input_weights, event_type_ids, timestamps, attention_mask
         ).last_hidden_state
-        weights = event_weights(self.config, input_ids, input_weights, attention_mask)
-        asked = query_time if self.config.use_query_time else None
         batch = {
             "input_ids": input_ids,
-            "weights": weights,
+            "weights": event_weights(self.config, input_ids, input_weights, attention_mask),
             "timestamps": timestamps,
-            "query_time": asked,
+            "query_time": query_time if self.config.use_query_time else None,
             "fold_ids": fold_ids,
             "negative": negative_events(self.config, event_type_ids),
+            "negative_labels": negative_labels if self.config.negative_event_loss else None,
         }
         loss, logits = None, None
         pointwise = labels is not None and candidate_ids is not None
@@ -299,6 +302,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         else:
             share = (torch.ones_like(rows) if given is None else given) / num_items
         targets = labels[rows, columns]
+        refused = batch["negative_labels"]
+        refused = None if refused is None else refused[rows, columns]
         draws = self._draw_negatives(targets) if self.config.loss_type != "softmax" else None
         names = [name for name, _ in self.head.named_parameters()]
 
@@ -309,7 +314,13 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
                 inputs = (states, table, history, candidates)
                 return functional_call(self.head, dict(zip(names, head)), inputs)
 
-            return (self._position_losses(score, targets[at], draws) * share[at]).sum()
+            losses = self._position_losses(score, targets[at], draws)
+            if refused is not None:
+                pairs = torch.stack([targets[at], refused[at].clamp_min(0)], dim=1)
+                losses = losses + self.config.negative_event_loss * pair_loss(
+                    score(pairs), refused[at] > 0
+                )
+            return (losses * share[at]).sum()
 
         tensors = [self.item_decoder.weight, *self.head.parameters()]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)

@@ -160,3 +160,14 @@ def test_a_negative_event_is_never_a_label_nor_a_target():
     assert (collator([only])["labels"] == -100).all()
     with pytest.raises(ValueError, match="need event_type_ids"):
         collator([row(ids, times)])
+
+
+def test_explicit_negatives_are_drawn_from_the_negative_events_alone():
+    ids, times = [1, 2, 3, 4, 5, 4], [10, 20, 30, 40, 50, 60]
+    history = row(ids, times, event_type_ids=[1, 2, 1, 2, 1, 1])
+    plain = DataCollatorForNextItem(9, negative_event_type_ids=[2])([history])
+    batch = DataCollatorForNextItem(9, negative_event_type_ids=[2], negative_labels=True)([history])
+    assert batch["labels"].tolist() == plain["labels"].tolist() == [[3, 3, 5, 5, 4]]
+    assert batch["negative_labels"].tolist() == [[2, 4, 4, -100, -100]]
+    with pytest.raises(ValueError, match="negative_labels need"):
+        DataCollatorForNextItem(9, negative_labels=True)

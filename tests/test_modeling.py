@@ -505,3 +505,22 @@ def test_the_body_tells_a_negative_event_from_a_positive_one():
     assert not torch.allclose(model(**batch, event_type_ids=types).logits, before)
     with pytest.raises(ValueError, match="negative_event_type_ids must lie in 1..2"):
         ImplicitRecConfig(num_event_types=3, negative_event_type_ids=[3])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce"])
+def test_a_refused_item_is_put_below_the_label(loss):
+    options = {"num_event_types": 3, "negative_event_type_ids": [2], "loss_type": loss}
+    model = tiny(**options, negative_event_loss=2.0, copy_prior=True)
+    batch = histories() | {"labels": torch.full((3, 8), -100)}
+    batch["labels"][:, -1] = 4
+    refused = torch.full((3, 8), -100)
+    torch.manual_seed(1)
+    before = model(**batch, negative_labels=refused).loss
+    refused[1:, -1] = 9
+    torch.manual_seed(1)
+    after = model(**batch, negative_labels=refused).loss
+    logits = model(**batch).logits[1:]
+    pairs = torch.nn.functional.softplus(logits[:, 9] - logits[:, 4])
+    torch.testing.assert_close(after - before, 2.0 * pairs.sum() / 3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(**batch).loss, before)

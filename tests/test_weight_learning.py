@@ -99,7 +99,8 @@ def test_what_comes_at_or_after_a_target_does_not_predict_it():
         assert learned.num_targets == 20
     other = [row(("b", 10, "share"), *before) for _ in range(20)]  # of another item
     assert (
-        learn_event_weights(clicks(other), target="buy", horizon=10.0).effects["share"].effect < 1e-6
+        learn_event_weights(clicks(other), target="buy", horizon=10.0).effects["share"].effect
+        < 1e-6
     )
 
 
