@@ -1,5 +1,6 @@
 """What the weight of an event is made of: readers of its columns, and tables learnt from a log."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ DURATION_WEIGHTS = ("quantile", "completion", None)
 LENGTH_GROUPS = 5
 QUANTILES = 64
 SAMPLE = 1_000_000  # durations that the quantiles are taken from
+logger = logging.getLogger(__name__)
 
 
 def check_choices(duration_weight: str | None, limits: Mapping[str, float | None]) -> None:
@@ -87,10 +89,17 @@ def count_types(
     batches: Any, given: Mapping[str, float], negative: Sequence[str] = ()
 ) -> tuple[list, dict[str, float]]:
     """Event types by falling count, `negative` ones always, and the factor of each and of those `given`."""
+    if negative and not any("event_type" in batch for batch in batches):
+        raise ValueError(
+            f"negative_event_types {list(negative)} need a column event_type, the events have none"
+        )
     total: Counter = Counter()
     for batch in batches:
         if "event_type" in batch:
             total.update(name for name in batch["event_type"] if isinstance(name, str))
+    absent = [name for name in negative if not total[name]]
+    if absent:
+        logger.warning("no event is of the negative types %s; found %s", absent, sorted(total))
     for name, factor in given.items():
         if not (np.isfinite(factor) and factor >= 0):
             raise ValueError(

@@ -524,3 +524,12 @@ def test_a_refused_item_is_put_below_the_label(loss):
     torch.testing.assert_close(after - before, 2.0 * pairs.sum() / 3)
     torch.manual_seed(1)
     torch.testing.assert_close(model(**batch).loss, before)
+
+
+def test_gaps_and_negative_types_are_saved_with_the_model(tmp_path):
+    model = tiny(use_gaps=True, num_event_types=3, negative_event_type_ids=[2], copy_prior=True)
+    model.save_pretrained(tmp_path)
+    loaded = ImplicitRecForScoring.from_pretrained(tmp_path).eval()
+    batch = histories() | {"event_type_ids": torch.tensor([1, 2] * 4).expand(3, -1)}
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=0, atol=0)
+    assert loaded.config.negative_event_type_ids == [2]

@@ -297,3 +297,12 @@ def test_negative_types_are_stored_and_a_model_must_know_them(tmp_path):
         processor(negative_event_types="skip")
     with pytest.raises(ValueError, match="no item to learn"):
         ImplicitRecProcessor.fit(LOG, negative_event_types=["view", "buy"])
+    with pytest.raises(ValueError, match="need a column event_type"):
+        ImplicitRecProcessor.fit({"item_id": [1, 2]}, negative_event_types=["skip"])
+
+
+def test_a_negative_type_that_never_occurs_is_named_in_the_log(caplog):
+    processor(negative_event_types=["buy"])
+    assert not caplog.records
+    processor(negative_event_types=["bye"])
+    assert "['bye']; found ['buy', 'view']" in caplog.text

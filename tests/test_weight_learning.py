@@ -78,6 +78,18 @@ def test_strength_bins_tell_strong_events_from_weak_ones():
     assert learned.effects["cart"].effect == pytest.approx(0.5, rel=0.15)
 
 
+def test_dwell_is_told_apart_by_quarters_and_an_unknown_one_by_itself():
+    log = world(strong=3, users=400).rename_column("counts", "durations")
+    options = {"target": "buy", "horizon": DAY, "strength": "duration"}
+    cart = learn_event_weights(log, **options).strengths["cart"]
+    assert list(cart) == ["dwell quarter 3", "dwell quarter 4"]  # most dwells are the shorter one
+    short, long = (found.effect for found in cart.values())
+    assert long == pytest.approx(3 * short, rel=0.25)
+    missing = log.map(lambda row: {"durations": [None if d > 8 else d for d in row["durations"]]})
+    unknown = learn_event_weights(missing, **options).strengths["cart"]["unknown"]
+    assert unknown.effect == pytest.approx(long, rel=0.1)
+
+
 def row(*events, user=0):
     """A user of `(item, time, type)`."""
     items, times, types = zip(*events)
