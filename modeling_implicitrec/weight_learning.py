@@ -164,6 +164,13 @@ def learn_event_weights(
     Raises:
         ValueError: for missing columns, times out of order, a horizon that is not positive, or no target
             to predict.
+
+    >>> bought = {"item_ids": ["a", "a"], "timestamps": [0, 5], "event_types": ["view", "buy"]}
+    >>> left = {"item_ids": ["b", "c"], "timestamps": [0, 99], "event_types": ["view", "view"]}
+    >>> log = Dataset.from_list([bought, left])
+    >>> learned = learn_event_weights(log, target="buy", horizon=10.0)
+    >>> round(learned.effects["view"].effect, 2)  # of two views; the last has had no time
+    0.5
     """
     if strength not in (None, "count", "duration"):
         raise ValueError(f"strength must be 'count', 'duration' or None, got {strength!r}")
