@@ -35,7 +35,7 @@ from .event_profile import EventProfile, Histogram, profile_events, weight_histo
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .hub import save_checkpoint, write_model_card
-from .matrices import user_counts
+from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
     coverage_at_k,
@@ -59,6 +59,7 @@ from .processing_implicitrec import ImplicitRecProcessor
 from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
 AutoModel.register(ImplicitRecConfig, ImplicitRecForScoring)
@@ -98,6 +99,8 @@ __all__ = [
     "ImplicitRecProcessor",
     "ImplicitRecScoringOutput",
     "ItemKNN",
+    "LearnedEffect",
+    "LearnedWeights",
     "ModelScorer",
     "OwnFrequency",
     "Popularity",
@@ -113,10 +116,12 @@ __all__ = [
     "encode_splits",
     "evaluate",
     "fit_baselines",
+    "learn_event_weights",
     "leave_last_out",
     "load_events",
     "open_events",
     "parse_arguments",
+    "positive_events",
     "profile_events",
     "reduce_logits_to_hits",
     "results_table",

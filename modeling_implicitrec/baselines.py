@@ -17,6 +17,7 @@ from .matrices import (
     flatten_column,
     flatten_tokens,
     item_counts,
+    positive_events,
     recent_events,
     user_item_matrix,
 )
@@ -312,10 +313,30 @@ class ALS:
         return np.asarray(users @ self.model.item_factors.T, dtype=np.float32)
 
 
+class PositiveEvents:
+    """A scorer that reads histories without their events of negative types."""
+
+    def __init__(self, scorer: Scorer, negative_event_type_ids: Sequence[int]) -> None:
+        self.name = scorer.name
+        self.scorer = scorer
+        self.negative_event_type_ids = negative_event_type_ids
+
+    def score(self, rows: Sequence[Row]) -> np.ndarray:
+        """float32 `[batch, vocab_size]`."""
+        return self.scorer.score(list(positive_events(rows, self.negative_event_type_ids)))
+
+
 def fit_baselines(
-    names: Sequence[str | Mapping[str, Mapping]], train_rows: Rows, vocab_size: int
+    names: Sequence[str | Mapping[str, Mapping]],
+    train_rows: Rows,
+    vocab_size: int,
+    *,
+    negative_event_type_ids: Sequence[int] | None = None,
 ) -> list[Scorer]:
     """Fit baselines by name, or by a name with its settings, such as `{"ease": {"regularization": 300}}`.
+
+    Baselines cannot tell evidence for an item from evidence against it: events of negative types are
+    left out of what they learn from, and of the histories that they score.
 
     Raises:
         ValueError: for a name that is none of popularity, recent_popularity, own_frequency,
@@ -337,11 +358,13 @@ def fit_baselines(
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(f"unknown baselines {unknown}; the known ones are {sorted(known)}")
-    fitted = []
+    negative = negative_event_type_ids or ()
+    train_rows = positive_events(train_rows, negative)
+    fitted: list[Scorer] = []
     for name, settings in wanted.items():
         try:
             signature(known[name]).bind(train_rows, vocab_size, **settings)
         except TypeError as error:
             raise ValueError(f"baseline {name}: {error}") from error
         fitted.append(known[name](train_rows, vocab_size, **settings))
-    return fitted
+    return [PositiveEvents(scorer, negative) for scorer in fitted] if negative else fitted

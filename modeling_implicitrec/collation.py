@@ -41,6 +41,9 @@ class DataCollatorForNextItem:
     `collapse_repeats`, a history's events of one item (and type) become one event at the place of
     the last, whose weight is their sum; it needs `target_window`.
 
+    Events of negative types stay in the history, but are neither label nor target: "what follows" is the
+    next moment, or all of the horizon or window, without them.
+
     Draws depend on the seed, the epoch and the row alone: not on the batch, the process or on what
     was drawn before, so that a resumed run and one on several processes see the same labels. Give
     Trainer [`EpochCallback`] to have new draws each epoch.
@@ -51,6 +54,9 @@ class DataCollatorForNextItem:
         moment_ends_only: label only the last event of every moment.
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
+        negative_event_type_ids: event types that are never a label or target.
+        negative_labels: also draw, for every event, the item of a negative event that follows it, as its
+            label is drawn from the others: an explicit negative (see `negative_event_loss`).
         num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
@@ -60,6 +66,8 @@ class DataCollatorForNextItem:
     moment_ends_only: bool = False
     target_window: float = 0.0
     collapse_repeats: bool = False
+    negative_event_type_ids: Sequence[int] = ()
+    negative_labels: bool = False
     num_folds: int = 0
     seed: int = 0
     epoch: int = field(default=0, init=False)
@@ -67,6 +75,8 @@ class DataCollatorForNextItem:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.negative_labels and (self.target_window or not self.negative_event_type_ids):
+            raise ValueError("negative_labels need negative_event_type_ids and no target_window")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         parts = [self._row(row) for row in rows]
@@ -76,8 +86,9 @@ class DataCollatorForNextItem:
             if name in parts[0]
         }
         batch["attention_mask"] = (batch["input_ids"] > 0).long()
-        name = "target_ids" if "target_ids" in parts[0] else "labels"
-        batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
+        for name in ("target_ids", "labels", "negative_labels"):
+            if name in parts[0]:
+                batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
         if self.num_folds and "target_ids" not in rows[0]:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
@@ -107,14 +118,20 @@ class DataCollatorForNextItem:
         moment = times[generator.integers(0, last)]
         cut = np.searchsorted(times, moment, side="right")
         end = np.searchsorted(times, moment + self.target_window, side="right")
-        targets = np.unique(part["input_ids"][cut:end])
+        wanted = self._positive(part)[cut:end]
+        targets = np.unique(part["input_ids"][cut:end][wanted])
         history = {name: values[:cut] for name, values in part.items()}
         return self._latest(history) | {"target_ids": targets}
 
     def _with_labels(
         self, part: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        part["labels"] = self._labels(part, generator)
+        wanted = self._positive(part)
+        part["labels"] = self._labels(part, wanted, generator)
+        if self.negative_labels:
+            drawn = self._labels(part, ~wanted, generator)
+            told = (part["labels"] != -100) & (drawn != part["labels"])
+            part["negative_labels"] = np.where(told, drawn, -100)
         size, start = len(part["labels"]), 0
         if size > self.max_length + 1:
             start = int(generator.integers(0, size - self.max_length))
@@ -123,18 +140,31 @@ class DataCollatorForNextItem:
         end = labelled[-1] + 1 if len(labelled) else 1  # nothing is learnt from what comes after
         return {name: values[:end] for name, values in part.items()}
 
-    def _labels(self, part: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
-        """Each event's label: an event drawn from the following moment or horizon, or -100."""
+    def _positive(self, part: dict[str, np.ndarray]) -> np.ndarray:
+        """Which events may be a label or target."""
+        if not self.negative_event_type_ids:
+            return np.ones(len(part["input_ids"]), dtype=bool)
+        if "event_type_ids" not in part:
+            raise ValueError("negative_event_type_ids need event_type_ids in the rows, got none")
+        return ~np.isin(part["event_type_ids"], self.negative_event_type_ids)
+
+    def _labels(
+        self, part: dict[str, np.ndarray], wanted: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Each event's label: a wanted event drawn from the following moment or horizon, or -100."""
         size = len(part["input_ids"])
         times = part.get("timestamps", np.arange(size))
-        first = np.searchsorted(times, times, side="right")  # the first event of the next moment
+        tokens, moments = part["input_ids"][wanted], times[wanted]
+        if not len(tokens):
+            return np.full(size, -100)
+        last = len(tokens) - 1
+        first = np.searchsorted(moments, times, side="right")  # the first event of the next moment
         if self.label_horizon > 0:
-            end = np.searchsorted(times, times + self.label_horizon, side="right")
+            end = np.searchsorted(moments, times + self.label_horizon, side="right")
         else:
-            end = np.searchsorted(times, times[np.minimum(first, size - 1)], side="right")
+            end = np.searchsorted(moments, moments[np.minimum(first, last)], side="right")
         drawn = first + (generator.random(size) * (end - first)).astype(np.int64)
-        tokens = part["input_ids"][np.minimum(drawn, size - 1)]
-        labels = np.where(end > first, tokens, -100)
+        labels = np.where(end > first, tokens[np.minimum(drawn, last)], -100)
         if self.moment_ends_only:
             labels[:-1][times[1:] == times[:-1]] = -100
         return labels

@@ -19,6 +19,8 @@ class ImplicitRecConfig(PreTrainedConfig):
     Args:
         vocab_size: item tokens including the padding token 0, so number of items + 1.
         num_event_types: event type ids including 0, which means "none or unknown".
+        negative_event_type_ids: event types that are evidence against their item (the processor's
+            `negative_event_type_ids`): the body sees them, the priors do not count them.
         hidden_size: width of the embeddings and of every block.
         num_hidden_layers: number of blocks.
         num_attention_heads: heads of the attention mixer; divides `hidden_size`.
@@ -32,6 +34,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         convolution_kernel_size: events that one causal convolution sees.
         num_time_buckets: log-spaced buckets of the gap between two events.
         num_weight_bins: soft bins of the log weight in the input embedding.
+        use_gaps: adds to the input how long ago the user's previous event was, and the user's previous
+            event of the same item (the purchase interval).
         use_item_bias: adds a learned bias per item to the scores.
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
         collapse_repeats: the model was trained on histories with one event per item, at the place of
@@ -47,6 +51,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_negatives: shared negatives of the sampled losses.
         in_batch_share: share of the negatives drawn from the batch's labels, the rest is uniform.
         gbce_calibration: t of gBCE (Petrov and Macdonald, 2023); 0 is plain BCE.
+        negative_event_loss: weight of the pairwise loss that puts the label above the item of a negative
+            event (`negative_labels` of a batch); 0 for none.
         label_smoothing: share of the target spread evenly over the catalogue (full softmax).
         loss_chunk_size: labelled positions whose logits exist at one time.
         vocabulary_fingerprint: of the processor's vocabulary that the item table belongs to.
@@ -62,6 +68,7 @@ class ImplicitRecConfig(PreTrainedConfig):
 
     vocab_size: int = 1001
     num_event_types: int = 1
+    negative_event_type_ids: list[int] | None = None
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
@@ -74,6 +81,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     convolution_kernel_size: int = 5
     num_time_buckets: int = 32
     num_weight_bins: int = 16
+    use_gaps: bool = False
     use_item_bias: bool = True
     use_query_time: bool = False
     collapse_repeats: bool = False
@@ -86,6 +94,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_negatives: int = 256
     in_batch_share: float | int = 0.5
     gbce_calibration: float | int = 0.75
+    negative_event_loss: float | int = 0.0
     label_smoothing: float | int = 0.0
     loss_chunk_size: int = 1024
     initializer_range: float = 0.02
@@ -102,6 +111,7 @@ class ImplicitRecConfig(PreTrainedConfig):
             raise ValueError(f"unknown configuration keys {unknown}; the known ones are {own}")
         super().__post_init__(**kwargs)
         self._check_sizes()
+        self._check_evidence()
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""
@@ -137,3 +147,19 @@ class ImplicitRecConfig(PreTrainedConfig):
             )
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {LOSS_TYPES}, got {self.loss_type!r}")
+
+    def _check_evidence(self) -> None:
+        """Raise `ValueError` where the terms for gaps and negative events do not fit."""
+        if self.use_gaps and self.num_time_buckets < 2:
+            raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
+        if not all(
+            0 < type_id < self.num_event_types for type_id in self.negative_event_type_ids or []
+        ):
+            raise ValueError(
+                f"negative_event_type_ids must lie in 1..{self.num_event_types - 1}, "
+                f"got {self.negative_event_type_ids}"
+            )
+        if self.negative_event_loss < 0:
+            raise ValueError(
+                f"negative_event_loss must not be negative, got {self.negative_event_loss}"
+            )

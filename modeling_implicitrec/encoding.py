@@ -40,7 +40,8 @@ def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
     """Encode one part: `user_id`, `input_ids`, `input_weights`, `length` and what else there is.
 
     Events of items that the processor does not know are left out and counted in the log. Evaluation
-    rows also get `target_ids`: each distinct target once, -1 for one that no score can reach.
+    rows also get `target_ids`: each distinct target once, -1 for one that no score can reach; an event of
+    a negative type is none.
     """
     flat = {name: _values(rows, name) for name in WEIGHING if name in rows.column_names}
     items, offsets = flat_column(rows, "item_ids")
@@ -148,6 +149,10 @@ def _targets(rows: Dataset, processor: ImplicitRecProcessor) -> pa.Array:
     coded = items.dictionary_encode()
     codes = _numpy(coded.indices)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    if processor.negative_event_types and "target_event_types" in rows.column_names:
+        types = processor.encode_event_types(_values(rows, "target_event_types"))
+        wanted = ~np.isin(types, processor.negative_event_type_ids)
+        codes, row = codes[wanted], row[wanted]
     first = np.sort(np.unique(row * (len(coded.dictionary) + 1) + codes, return_index=True)[1])
     tokens = processor.encode_items(_numpy(coded.dictionary))[codes[first]]
     sizes = np.bincount(row[first], minlength=len(offsets) - 1)

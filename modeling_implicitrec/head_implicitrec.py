@@ -240,8 +240,20 @@ class ItemHead(nn.Module):
 ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead)
 
 
+def drop_negative(history: dict[str, Tensor], negative: Tensor) -> dict[str, Tensor]:
+    """The history at each position without its negative events, `negative` being `[positions, length]`."""
+    order = torch.argsort(negative.int(), dim=1, stable=True)  # the others first, in their order
+    last = (~negative).cumsum(1).gather(1, history["columns"][:, None])[:, 0] - 1
+    weights = history["weights"] * ~negative
+    kept = {"columns": last, "weights": weights.gather(1, order)}
+    kept["input_ids"] = history["input_ids"].gather(1, order)
+    if "timestamps" in history:
+        kept["timestamps"] = history["timestamps"].gather(1, order)
+    return history | kept
+
+
 def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
-    """What the priors read at each position: its row's events up to the column."""
+    """What the priors read at each position: its row's events up to the column, negative ones left out."""
     history = {
         "input_ids": batch["input_ids"][rows],
         "weights": batch["weights"][rows],
@@ -254,4 +266,6 @@ def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict
         last = history["timestamps"].gather(1, columns[:, None])[:, 0]
         asked = batch["query_time"]
         history["query_time"] = last if asked is None else asked[rows]
+    if batch["negative"] is not None:
+        history = drop_negative(history, batch["negative"][rows])
     return history

@@ -10,6 +10,44 @@ from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import SCALAR_STEP, log_buckets
 
 
+def event_weights(
+    config: ImplicitRecConfig,
+    input_ids: Tensor,
+    input_weights: Tensor | None,
+    attention_mask: Tensor | None,
+) -> Tensor:
+    """Float weights `[batch, length]`, 0 where there is no event; checks the input's shapes."""
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be [batch, length], got shape {list(input_ids.shape)}")
+    if input_ids.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
+            f"{config.max_position_embeddings}; keep the most recent ones"
+        )
+    present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
+    if attention_mask is not None:
+        present = present & attention_mask.bool()
+    if input_weights is None:
+        return present.float()
+    if input_weights.shape != input_ids.shape:
+        raise ValueError(
+            f"input_weights must have the shape of input_ids {list(input_ids.shape)}, "
+            f"got {list(input_weights.shape)}"
+        )
+    weights = input_weights.float()
+    if not torch.compiler.is_compiling() and not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("input_weights must be finite and not negative")
+    return weights * present
+
+
+def negative_events(config: ImplicitRecConfig, event_type_ids: Tensor | None) -> Tensor | None:
+    """Which events are evidence against their item, `[batch, length]`; `None` where there can be none."""
+    if not config.negative_event_type_ids or event_type_ids is None:
+        return None
+    types = torch.tensor(config.negative_event_type_ids, device=event_type_ids.device)
+    return torch.isin(event_type_ids, types)
+
+
 class ImplicitRecRMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich, 2019)."""
 
@@ -22,8 +60,16 @@ class ImplicitRecRMSNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
+def interpolate(bins: Tensor, place: Tensor) -> Tensor:
+    """Linear interpolation between two rows of `[bins, size]` at real places: `[*place.shape, size]`."""
+    low = place.floor().clamp(0, len(bins) - 2)
+    share = (place - low).unsqueeze(-1).to(bins.dtype)
+    low = low.long()
+    return (1 - share) * F.embedding(low, bins) + share * F.embedding(low + 1, bins)
+
+
 class WeightEmbedding(nn.Module):
-    """Embeds the log of an event's weight by linear interpolation between two bins."""
+    """Embeds the log of an event's weight in soft bins."""
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
@@ -32,10 +78,36 @@ class WeightEmbedding(nn.Module):
     def forward(self, weights: Tensor) -> Tensor:
         last = self.bins.num_embeddings - 1
         place = (weights.clamp(1e-3, 1e3).log10() / 6 + 0.5) * last  # [batch, length]
-        low = place.floor().clamp(0, last - 1)
-        share = (place - low).unsqueeze(-1).to(self.bins.weight.dtype)
-        low = low.long()
-        return (1 - share) * self.bins(low) + share * self.bins(low + 1)
+        return interpolate(self.bins.weight, place)
+
+
+class GapEmbedding(nn.Module):
+    """Embeds, in soft bins of `log2(1 + seconds)`, the gaps before an event.
+
+    They are the time since the user's previous event (a break, a session's pace) and since the user's
+    previous event of the same item (the purchase interval). A gap to nothing adds nothing: at the first
+    event of a history, also where what came before was cut off, and at an item's first one.
+    """
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        shape = (config.num_time_buckets, config.hidden_size)
+        self.event_bins = nn.Parameter(torch.zeros(shape))
+        self.item_bins = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, input_ids: Tensor, timestamps: Tensor, present: Tensor) -> Tensor:
+        """`[batch, length, hidden_size]`, from `[batch, length]` each; absent events are passed over."""
+        length = input_ids.shape[1]
+        places = torch.arange(length, device=input_ids.device)
+        earlier = present[:, None, :] & (places[:, None] > places)  # [batch, length, length]
+        same = earlier & (input_ids[:, :, None] == input_ids[:, None, :])
+        embedded = torch.zeros((), device=input_ids.device)
+        for bins, sources in ((self.event_bins, earlier), (self.item_bins, same)):
+            previous = torch.where(sources, places, -1).amax(2)  # [batch, length]
+            gaps = timestamps - timestamps.gather(1, previous.clamp_min(0))
+            place = (1 + gaps.clamp_min(0).float()).log2().clamp_max(len(bins) - 1)
+            embedded = embedded + interpolate(bins, place) * (previous >= 0).unsqueeze(-1)
+        return embedded
 
 
 class BucketLookup(torch.autograd.Function):

@@ -44,6 +44,16 @@ def sampled_softmax_loss(positive: Tensor, negatives: Tensor, negative_log_q: Te
     return torch.logsumexp(corrected, dim=1) - positive
 
 
+def pair_loss(pairs: Tensor, known: Tensor) -> Tensor:
+    """`-log sigmoid(s_label - s_refused)` (BPR, Rendle et al., 2009), 0 where not known; `[positions]`.
+
+    Args:
+        pairs: `[positions, 2]` scores of the label and of the item that a negative event refused.
+        known: bool `[positions]`.
+    """
+    return torch.where(known, F.softplus(pairs[:, 1] - pairs[:, 0]), 0.0)
+
+
 def targets_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
     """Mean over rows of the mean cross-entropy of a row's targets."""
     known = target_ids > 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from scipy import sparse
@@ -11,6 +12,7 @@ from scipy import sparse
 Row = dict[str, Any]
 Rows: TypeAlias = Sequence[Row] | Dataset
 
+EVENT_COLUMNS = ("input_ids", "input_weights", "event_type_ids", "timestamps")
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -58,6 +60,36 @@ def flatten_tokens(rows: Rows, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
             f"input_ids must lie in 1..{vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
         )
     return tokens, np.repeat(np.arange(len(lengths)), lengths)
+
+
+def positive_events(rows: Rows, negative_event_type_ids: Sequence[int]) -> Rows:
+    """The rows without their events of negative types: what counts, tables and baselines read.
+
+    >>> rows = [{"input_ids": [3, 1], "event_type_ids": [1, 2], "target_ids": [4]}]
+    >>> positive_events(rows, [2])
+    [{'input_ids': [3], 'event_type_ids': [1], 'target_ids': [4]}]
+    """
+    if not negative_event_type_ids:
+        return rows
+    types, lengths = flatten_column(rows, "event_type_ids")
+    kept = ~np.isin(types, negative_event_type_ids)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    if not isinstance(rows, Dataset):
+        masks = [kept[start:end] for start, end in zip(ends[:-1], ends[1:])]
+        return [_kept_events(row, mask) for row, mask in zip(rows, masks)]
+    sizes = np.concatenate([[0], np.cumsum(kept)])[ends]
+    table = rows.with_format("arrow")[:]
+    columns = {name: table[name] for name in table.column_names}
+    for name in set(EVENT_COLUMNS) & set(columns):
+        values = pc.list_flatten(columns[name]).combine_chunks().filter(pa.array(kept))
+        columns[name] = pa.LargeListArray.from_arrays(pa.array(sizes, pa.int64()), values)
+    columns["length"] = pa.array(np.diff(sizes))
+    return Dataset(pa.table(columns))
+
+
+def _kept_events(row: Row, kept: np.ndarray) -> Row:
+    lists = {n: [v for v, k in zip(row[n], kept) if k] for n in EVENT_COLUMNS if n in row}
+    return {**row, **lists}
 
 
 def item_counts(rows: Rows, vocab_size: int) -> np.ndarray:

@@ -12,12 +12,21 @@ from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ZERO_AT_FIRST, ItemHead, StateCentre, gather_history
-from .layers_implicitrec import EvidenceBias, ImplicitRecBlock, ImplicitRecRMSNorm, WeightEmbedding
+from .layers_implicitrec import (
+    EvidenceBias,
+    GapEmbedding,
+    ImplicitRecBlock,
+    ImplicitRecRMSNorm,
+    WeightEmbedding,
+    event_weights,
+    negative_events,
+)
 from .loss_implicitrec import (
     chunked_loss,
     gbce_beta,
     gbce_loss,
     normalised_label_weights,
+    pair_loss,
     pointwise_loss,
     sampled_softmax_loss,
     softmax_loss,
@@ -52,7 +61,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        elif isinstance(module, ZERO_AT_FIRST):
+        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding)):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
         if isinstance(module, WeightEmbedding):
@@ -67,6 +76,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
         self.weight_embedding = WeightEmbedding(config)
+        self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
         attends = config.sequence_mixer == "attention"
         self.evidence_bias = EvidenceBias(config) if attends else None
         self.blocks = nn.ModuleList(
@@ -107,6 +117,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             kept = torch.rand_like(weights) >= self.config.item_dropout_prob
             hidden = hidden * kept.unsqueeze(-1)
         hidden = hidden + self.weight_embedding(weights)
+        if self.gap_embedding is not None and timestamps is not None:
+            hidden = hidden + self.gap_embedding(input_ids, timestamps, present)
         types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
         hidden = hidden + self.event_type_embedding(types)
         hidden = self.dropout(hidden)
@@ -116,36 +128,6 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         for block in self.blocks:
             hidden = block(hidden, present, bias)
         return BaseModelOutput(last_hidden_state=self.norm(hidden) * present.unsqueeze(-1))
-
-
-def event_weights(
-    config: ImplicitRecConfig,
-    input_ids: Tensor,
-    input_weights: Tensor | None,
-    attention_mask: Tensor | None,
-) -> Tensor:
-    """Float weights `[batch, length]`, 0 where there is no event; checks the input's shapes."""
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [batch, length], got shape {list(input_ids.shape)}")
-    if input_ids.shape[1] > config.max_position_embeddings:
-        raise ValueError(
-            f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
-            f"{config.max_position_embeddings}; keep the most recent ones"
-        )
-    present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
-    if attention_mask is not None:
-        present = present & attention_mask.bool()
-    if input_weights is None:
-        return present.float()
-    if input_weights.shape != input_ids.shape:
-        raise ValueError(
-            f"input_weights must have the shape of input_ids {list(input_ids.shape)}, "
-            f"got {list(input_weights.shape)}"
-        )
-    weights = input_weights.float()
-    if not torch.compiler.is_compiling() and not (torch.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError("input_weights must be finite and not negative")
-    return weights * present
 
 
 @dataclass
@@ -245,6 +227,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         target_ids: Tensor | None = None,
         query_time: Tensor | None = None,
         fold_ids: Tensor | None = None,
+        negative_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
@@ -260,20 +243,22 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
             fold_ids: `[batch]` group of each user, read while training with cross-fitted
                 co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
+            negative_labels: `[batch, length]` items that a label is to be put above, -100 for none; read
+                where the configuration has a `negative_event_loss`.
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
                 loss is divided by it in place of the batch's own sum of label weights.
         """
         hidden = self.model(
             input_ids, input_weights, event_type_ids, timestamps, attention_mask
         ).last_hidden_state
-        weights = event_weights(self.config, input_ids, input_weights, attention_mask)
-        asked = query_time if self.config.use_query_time else None
         batch = {
             "input_ids": input_ids,
-            "weights": weights,
+            "weights": event_weights(self.config, input_ids, input_weights, attention_mask),
             "timestamps": timestamps,
-            "query_time": asked,
+            "query_time": query_time if self.config.use_query_time else None,
             "fold_ids": fold_ids,
+            "negative": negative_events(self.config, event_type_ids),
+            "negative_labels": negative_labels if self.config.negative_event_loss else None,
         }
         loss, logits = None, None
         pointwise = labels is not None and candidate_ids is not None
@@ -317,6 +302,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         else:
             share = (torch.ones_like(rows) if given is None else given) / num_items
         targets = labels[rows, columns]
+        refused = batch["negative_labels"]
+        refused = None if refused is None else refused[rows, columns]
         draws = self._draw_negatives(targets) if self.config.loss_type != "softmax" else None
         names = [name for name, _ in self.head.named_parameters()]
 
@@ -327,7 +314,13 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
                 inputs = (states, table, history, candidates)
                 return functional_call(self.head, dict(zip(names, head)), inputs)
 
-            return (self._position_losses(score, targets[at], draws) * share[at]).sum()
+            losses = self._position_losses(score, targets[at], draws)
+            if refused is not None:
+                pairs = torch.stack([targets[at], refused[at].clamp_min(0)], dim=1)
+                losses = losses + self.config.negative_event_loss * pair_loss(
+                    score(pairs), refused[at] > 0
+                )
+            return (losses * share[at]).sum()
 
         tensors = [self.item_decoder.weight, *self.head.parameters()]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)

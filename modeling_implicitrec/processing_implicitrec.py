@@ -12,17 +12,20 @@ from .histories_implicitrec import read_histories
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
     COLUMNS,
+    check_choices,
     collapse,
+    completion_mean,
     count_types,
-    duration_factor,
     duration_tables,
+    mean_raw_weight,
+    positive_items,
+    raw_weights,
     read_batches,
     read_names,
     read_strengths,
     read_times,
 )
 
-UNWEIGHTED = ("item_id", "timestamp")
 DOWNLOAD = {"revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download"}
 
 
@@ -31,11 +34,16 @@ class ImplicitRecProcessor(ProcessorMixin):
 
     Token 0 is padding; items are 1 to `vocab_size - 1` by falling training count. Event type 0 is
     "none or unknown". An event's weight is `clip(raw / mean_raw, 0, max_weight)`, where raw is the
-    product of the type's factor (1 for an unknown type), `log2(1 + count)`, twice the quantile of the
-    duration among training events of like content length, and `2^(-age / half_life)`; a part that an
-    event does not have is 1. With `collapse_repeats` a history's events of one item (and type) become
-    one event at the place of the last, weighted by their sum. Events of unknown items are left out; a
-    history of nothing else becomes a row of padding, for which a model ranks by its item bias.
+    product of the type's factor (1 for an unknown type), `log2(1 + count)`, a part for the duration, and
+    `2^(-age / half_life)`; a part that an event does not have is 1. The duration's part is twice its
+    quantile among training events of like content length; or, with `duration_weight="completion"`,
+    `clip(duration / item_duration, 1/64, completion_cap) / mean_completion`, 1 on average.
+
+    Events of `negative_event_types` (returns, skips, hides) are inputs with a weight and a type of their
+    own, and evidence of nothing else: they count for no item and are never a label or a target. With
+    `collapse_repeats` a history's events of one item (and type) become one event at the place of the
+    last, weighted by their sum. Events of unknown items are left out; a history of nothing else becomes
+    a row of padding, for which a model ranks by its item bias.
     """
 
     attributes: list = []
@@ -52,11 +60,16 @@ class ImplicitRecProcessor(ProcessorMixin):
         max_length: int | None = None,
         event_types: list | None = None,
         use_counts: bool = True,
-        use_durations: bool = True,
+        duration_weight: str | None = "quantile",
+        completion_cap: float = 1.0,
+        mean_completion: float | None = None,
+        negative_event_types: list | None = None,
         collapse_repeats: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        limits = {"max_weight": max_weight, "completion_cap": completion_cap}
+        check_choices(duration_weight, limits | {"half_life": half_life})
         self.event_type_weights = event_type_weights or {}
         self.length_groups = length_groups or []
         self.duration_quantiles = duration_quantiles or []
@@ -66,7 +79,10 @@ class ImplicitRecProcessor(ProcessorMixin):
         self.max_length = max_length
         self.event_types = list(self.event_type_weights) if event_types is None else event_types
         self.use_counts = use_counts
-        self.use_durations = use_durations
+        self.duration_weight = duration_weight
+        self.completion_cap = completion_cap
+        self.mean_completion = mean_completion
+        self.negative_event_types = negative_event_types or []
         self.collapse_repeats = collapse_repeats
 
     @classmethod
@@ -76,7 +92,9 @@ class ImplicitRecProcessor(ProcessorMixin):
         *,
         event_type_weights: Mapping[str, float] | None = None,
         use_counts: bool = True,
-        use_durations: bool = True,
+        duration_weight: str | None = "quantile",
+        completion_cap: float = 1.0,
+        negative_event_types: Iterable[str] = (),
         half_life: float | None = None,
         max_weight: float = 10.0,
         min_item_count: int = 1,
@@ -90,7 +108,11 @@ class ImplicitRecProcessor(ProcessorMixin):
             event_type_weights: factor per event type, 1 where not named. A type that is named but
                 not in the events keeps its factor and has id 0.
             use_counts: whether `count` has a part in the weight.
-            use_durations: whether `duration` has.
+            duration_weight: `"quantile"` of the duration among events of like content length,
+                `"completion"`, the share of the content that was taken, or `None` for no part.
+            completion_cap: largest share that counts; above 1 where content can be taken again.
+            negative_event_types: types of which an event is evidence against its item; each has an
+                id, whether the events hold it or not, and needs a positive factor.
             half_life: seconds after which an event's weight has halved, before the last event.
             max_weight: weights are clipped here; the mean over training events is 1.
             min_item_count: items with fewer events are no tokens.
@@ -100,26 +122,28 @@ class ImplicitRecProcessor(ProcessorMixin):
             ValueError: for a missing or empty `item_id`, or factors that leave no weight.
         """
         batches = read_batches(events)
-        for name, number in {"half_life": half_life, "max_weight": max_weight}.items():
-            if number is not None and not (np.isfinite(number) and number > 0):
-                raise ValueError(f"{name} must be finite and positive, got {number}")
-        vocabulary = count_items((b["item_id"] for b in batches), min_item_count)
-        types, factors = count_types(batches, event_type_weights or {})
-        groups, tables = duration_tables(batches) if use_durations else ([], [])
-        processor = cls(factors, groups, tables, 1.0, max_weight, half_life, max_length)
-        processor.event_types = types
-        processor.use_counts, processor.use_durations = use_counts, use_durations
+        if isinstance(negative_event_types, str):
+            raise ValueError(f"negative_event_types: expected names, got {negative_event_types!r}")
+        negative = list(negative_event_types)
+        vocabulary = count_items((positive_items(b, negative) for b in batches), min_item_count)
+        types, factors = count_types(batches, event_type_weights or {}, negative)
+        processor = cls(
+            factors,
+            max_weight=max_weight,
+            half_life=half_life,
+            max_length=max_length,
+            event_types=types,
+            use_counts=use_counts,
+            duration_weight=duration_weight,
+            completion_cap=completion_cap,
+            negative_event_types=negative,
+        )
         processor.vocabulary = vocabulary
-        total, size = 0.0, 0
-        for batch in batches:
-            columns = {COLUMNS[n]: batch[n] for n in COLUMNS if n in batch and n not in UNWEIGHTED}
-            raw = processor._raw(columns, len(batch["item_id"]))
-            total, size = total + float(raw.sum()), size + len(raw)
-        if not total > 0:
-            raise ValueError(
-                "all weights of the training events are zero: no evidence to learn from"
-            )
-        processor.mean_raw_weight = total / size
+        if duration_weight == "quantile":
+            processor.length_groups, processor.duration_quantiles = duration_tables(batches)
+        elif duration_weight == "completion":
+            processor.mean_completion = completion_mean(batches, completion_cap)
+        processor.mean_raw_weight = mean_raw_weight(processor, batches)
         return processor
 
     @property
@@ -133,8 +157,13 @@ class ImplicitRecProcessor(ProcessorMixin):
         return len(self.event_types) + 1
 
     @property
+    def negative_event_type_ids(self) -> list[int]:
+        """Ids of the negative event types, for `ImplicitRecConfig` and the collator."""
+        return sorted(self.event_types.index(name) + 1 for name in self.negative_event_types)
+
+    @property
     def item_counts(self) -> np.ndarray:
-        """Training events of each token, int64 `[vocab_size]`, 0 at padding."""
+        """Training events of each token that are not negative, int64 `[vocab_size]`, 0 at padding."""
         return np.concatenate([[0], self.vocabulary.counts])
 
     @property
@@ -173,6 +202,10 @@ class ImplicitRecProcessor(ProcessorMixin):
         pairs: dict[str, tuple] = {
             "vocab_size": (config.vocab_size, self.vocab_size),
             "num_event_types": (config.num_event_types, self.num_event_types),
+            "negative_event_type_ids": (
+                list(config.negative_event_type_ids or []),
+                self.negative_event_type_ids,
+            ),
             "collapse_repeats": (config.collapse_repeats, self.collapse_repeats),
         }
         if config.vocabulary_fingerprint is not None:
@@ -207,38 +240,12 @@ class ImplicitRecProcessor(ProcessorMixin):
         return self._weights(given, len(next(iter(given.values()), [])))
 
     def _weights(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
-        raw = self._raw(columns, size)
+        raw = raw_weights(self, columns, size)
         if self.half_life and "ages" in columns:
             raw = raw * np.exp2(
                 -np.nan_to_num(read_strengths(columns["ages"], "age")) / self.half_life
             )
         return np.clip(raw / self.mean_raw_weight, 0, self.max_weight).astype(np.float32)
-
-    def _raw(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
-        """Weights before scaling, decay and clipping."""
-        for name, values in columns.items():
-            if len(values) != size:
-                raise ValueError(
-                    f"{name} must have {size} values like the others, got {len(values)}"
-                )
-        raw = np.ones(size)
-        if "event_types" in columns and self.event_type_weights:
-            names = read_names(columns["event_types"])
-            for name, factor in self.event_type_weights.items():
-                raw[names == name] = factor
-        if "counts" in columns:
-            counts = read_strengths(columns["counts"], "count")
-            if self.use_counts:
-                raw = raw * np.where(np.isnan(counts), 1.0, np.log2(1 + counts))
-        if "durations" in columns:
-            durations = read_strengths(columns["durations"], "duration")
-            unknown = np.full(size, np.nan)
-            lengths = read_strengths(columns.get("item_durations", unknown), "item_duration")
-            if self.use_durations and self.duration_quantiles:
-                raw = raw * duration_factor(
-                    durations, lengths, self.length_groups, self.duration_quantiles
-                )
-        return raw
 
     def __call__(
         self,

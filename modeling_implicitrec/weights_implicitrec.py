@@ -1,5 +1,6 @@
 """What the weight of an event is made of: readers of its columns, and tables learnt from a log."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,9 +15,23 @@ COLUMNS = {
     "item_duration": "item_durations",
     "count": "counts",
 }
+UNWEIGHTED = ("item_id", "timestamp")
+DURATION_WEIGHTS = ("quantile", "completion", None)
 LENGTH_GROUPS = 5
 QUANTILES = 64
 SAMPLE = 1_000_000  # durations that the quantiles are taken from
+logger = logging.getLogger(__name__)
+
+
+def check_choices(duration_weight: str | None, limits: Mapping[str, float | None]) -> None:
+    """Raise `ValueError` for an unknown `duration_weight`, or a limit that is not positive."""
+    if duration_weight not in DURATION_WEIGHTS:
+        raise ValueError(
+            f"duration_weight must be one of {DURATION_WEIGHTS}, got {duration_weight!r}"
+        )
+    for name, number in limits.items():
+        if number is not None and not (np.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be finite and positive, got {number}")
 
 
 def read_batches(events: Any) -> list | Iterable:
@@ -59,18 +74,43 @@ def read_times(history: Mapping[str, Any]) -> np.ndarray:
     return times.astype(np.int64)
 
 
-def count_types(batches: Any, given: Mapping[str, float]) -> tuple[list, dict[str, float]]:
-    """Event types by falling count, and the factor of each and of those only `given`."""
+def positive_items(batch: Mapping[str, Any], negative_event_types: Sequence[str]) -> Any:
+    """The item ids of a batch's events that are not of a negative type."""
+    items = batch["item_id"]
+    if not negative_event_types or "event_type" not in batch:
+        return items
+    kept = ~np.isin(read_names(batch["event_type"]), negative_event_types)
+    if isinstance(items, list | tuple):
+        return [item for item, keep in zip(items, kept) if keep]
+    return np.asarray(items)[kept]
+
+
+def count_types(
+    batches: Any, given: Mapping[str, float], negative: Sequence[str] = ()
+) -> tuple[list, dict[str, float]]:
+    """Event types by falling count, `negative` ones always, and the factor of each and of those `given`."""
+    if negative and not any("event_type" in batch for batch in batches):
+        raise ValueError(
+            f"negative_event_types {list(negative)} need a column event_type, the events have none"
+        )
     total: Counter = Counter()
     for batch in batches:
         if "event_type" in batch:
             total.update(name for name in batch["event_type"] if isinstance(name, str))
+    absent = [name for name in negative if not total[name]]
+    if absent:
+        logger.warning("no event is of the negative types %s; found %s", absent, sorted(total))
     for name, factor in given.items():
         if not (np.isfinite(factor) and factor >= 0):
             raise ValueError(
                 f"the factor of {name!r} must be finite and not negative, got {factor}"
             )
-    order = sorted(total, key=lambda name: (-total[name], name))
+        if name in negative and not factor:
+            raise ValueError(
+                f"the factor of the negative event type {name!r} must be positive, got 0: "
+                "an event of weight 0 is not seen at all"
+            )
+    order = sorted({*total, *negative}, key=lambda name: (-total[name], name))
     return order, {name: float(given.get(name, 1.0)) for name in [*order, *given]}
 
 
@@ -110,7 +150,29 @@ def duration_tables(batches: Any) -> tuple[list, list]:
     return cuts.tolist(), [np.quantile(t, steps, method="inverted_cdf").tolist() for t in tables]
 
 
-def duration_factor(
+def completion_mean(batches: Any, cap: float) -> float | None:
+    """The mean completion ratio of the events whose duration and length are known; `None` without one."""
+    total, size = 0.0, 0
+    for batch in batches:
+        if "duration" in batch and "item_duration" in batch:
+            durations = read_strengths(batch["duration"], "duration")
+            ratio = completion_ratio(
+                durations, read_strengths(batch["item_duration"], "item_duration"), cap
+            )
+            total, size = total + float(np.nansum(ratio)), size + int((~np.isnan(ratio)).sum())
+    return total / size if size else None
+
+
+def completion_ratio(durations: np.ndarray, lengths: np.ndarray, cap: float) -> np.ndarray:
+    """`clip(duration / item_duration, 1/64, cap)`; nan where one is unknown or the length is 0.
+
+    The floor is the smallest dwell quantile: an event of weight 0 would be a masked one.
+    """
+    known = np.where(lengths > 0, lengths, np.nan)
+    return np.clip(durations / known, min(1 / QUANTILES, cap), cap)
+
+
+def quantile_factor(
     durations: np.ndarray,
     lengths: np.ndarray,
     cuts: Sequence[float],
@@ -124,6 +186,56 @@ def duration_factor(
         below = np.searchsorted(thresholds, durations[own], side="right")
         factor[own] = 2 * np.maximum(below, 1) / len(thresholds)
     return factor
+
+
+def raw_weights(fitted: Any, columns: Mapping[str, Any], size: int) -> np.ndarray:
+    """Weights before scaling, decay and clipping, float64 `[size]`.
+
+    Args:
+        fitted: the processor, whose tables and choices are read.
+        columns: `event_types`, `counts`, `durations`, `item_durations`, as far as there are any.
+    """
+    for name, values in columns.items():
+        if len(values) != size:
+            raise ValueError(f"{name} must have {size} values like the others, got {len(values)}")
+    raw = np.ones(size)
+    if "event_types" in columns and fitted.event_type_weights:
+        names = read_names(columns["event_types"])
+        for name, factor in fitted.event_type_weights.items():
+            raw[names == name] = factor
+    if "counts" in columns:
+        counts = read_strengths(columns["counts"], "count")
+        if fitted.use_counts:
+            raw = raw * np.where(np.isnan(counts), 1.0, np.log2(1 + counts))
+    if "durations" in columns:
+        durations = read_strengths(columns["durations"], "duration")
+        unknown = np.full(size, np.nan)
+        lengths = read_strengths(columns.get("item_durations", unknown), "item_duration")
+        raw = raw * duration_part(fitted, durations, lengths)
+    return raw
+
+
+def duration_part(fitted: Any, durations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The part of the weight that the duration has; 1 where it is unknown."""
+    if fitted.duration_weight == "quantile" and fitted.duration_quantiles:
+        tables = (fitted.length_groups, fitted.duration_quantiles)
+        return quantile_factor(durations, lengths, *tables)
+    if fitted.duration_weight == "completion" and fitted.mean_completion:
+        ratio = completion_ratio(durations, lengths, fitted.completion_cap)
+        return np.where(np.isnan(ratio), 1.0, ratio / fitted.mean_completion)
+    return np.ones(len(durations))
+
+
+def mean_raw_weight(fitted: Any, batches: Any) -> float:
+    """The mean of the raw weights of the training events; raises `ValueError` where all are zero."""
+    total, size = 0.0, 0
+    for batch in batches:
+        columns = {COLUMNS[n]: batch[n] for n in COLUMNS if n in batch and n not in UNWEIGHTED}
+        raw = raw_weights(fitted, columns, len(batch["item_id"]))
+        total, size = total + float(raw.sum()), size + len(raw)
+    if not total > 0:
+        raise ValueError("all weights of the training events are zero: no evidence to learn from")
+    return total / size
 
 
 def collapse(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

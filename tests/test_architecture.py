@@ -20,6 +20,7 @@ FLOORS = (
         "loss_implicitrec",
         "vocabulary_implicitrec",
         "weights_implicitrec",
+        "intensity",
         "matrices",
         "metrics",
         "events",
@@ -31,7 +32,7 @@ FLOORS = (
     {"ranking", "baselines", "scoring"},
     {"encoding", "event_profile"},
     {"report_plots"},
-    {"evaluation", "hub", "pipeline_implicitrec", "report_page"},
+    {"evaluation", "hub", "pipeline_implicitrec", "report_page", "weight_learning"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

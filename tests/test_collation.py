@@ -1,6 +1,7 @@
 """Labels come from strictly later moments, and nothing is computed on what has no label."""
 
 import numpy as np
+import pytest
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -138,3 +139,35 @@ def test_a_users_fold_is_its_place_and_evaluation_has_none():
     rows = [{**row([1, 2], [1, 2]), "row": place} for place in (4, 5, 6)]
     assert collator(rows)["fold_ids"].tolist() == [1, 2, 0]
     assert "fold_ids" not in collator([row([1, 2], [1, 2], target_ids=[3])])
+
+
+def test_a_negative_event_is_never_a_label_nor_a_target():
+    ids, times = [1, 2, 3, 4, 5, 6], [10, 20, 20, 30, 40, 50]
+    history = row(ids, times, event_type_ids=[1, 2, 1, 2, 1, 2])
+    for horizon in (0, 15, 100):
+        collator = DataCollatorForNextItem(9, negative_event_type_ids=[2], label_horizon=horizon)
+        labels = {v for b in epochs(collator, history, 50) for v in b["labels"][0].tolist()}
+        assert labels <= {3, 5, -100} and 3 in labels, horizon
+    batch = DataCollatorForNextItem(9, negative_event_type_ids=[2])([history])
+    assert batch["input_ids"].tolist() == [
+        [1, 2, 3, 4]
+    ]  # still inputs, and what follows them is learnt
+    assert batch["labels"].tolist() == [[3, 5, 5, 5]]
+    window = DataCollatorForNextItem(9, negative_event_type_ids=[2], target_window=15)
+    targets = {v for b in epochs(window, history, 50) for v in b["target_ids"][0].tolist()}
+    assert targets == {3, 5, -100}
+    only = row([1, 2], [10, 20], event_type_ids=[2, 2])
+    assert (collator([only])["labels"] == -100).all()
+    with pytest.raises(ValueError, match="need event_type_ids"):
+        collator([row(ids, times)])
+
+
+def test_explicit_negatives_are_drawn_from_the_negative_events_alone():
+    ids, times = [1, 2, 3, 4, 5, 4], [10, 20, 30, 40, 50, 60]
+    history = row(ids, times, event_type_ids=[1, 2, 1, 2, 1, 1])
+    plain = DataCollatorForNextItem(9, negative_event_type_ids=[2])([history])
+    batch = DataCollatorForNextItem(9, negative_event_type_ids=[2], negative_labels=True)([history])
+    assert batch["labels"].tolist() == plain["labels"].tolist() == [[3, 3, 5, 5, 4]]
+    assert batch["negative_labels"].tolist() == [[2, 4, 4, -100, -100]]
+    with pytest.raises(ValueError, match="negative_labels need"):
+        DataCollatorForNextItem(9, negative_labels=True)

@@ -10,6 +10,8 @@ from modeling_implicitrec import (
     cooccurrence_table,
     ease_table,
     encode_sequences,
+    fit_baselines,
+    positive_events,
     training_columns,
 )
 
@@ -80,3 +82,36 @@ def test_the_ease_table_holds_the_strongest_weights_of_ease():
         np.testing.assert_allclose(np.sort(np.abs(strength[item]))[::-1], largest)
         np.testing.assert_allclose(weights[item, items[item]], strength[item])
     assert (strength < 0).any()
+
+
+def test_a_negative_event_is_no_target_and_counts_for_no_item():
+    rows = Dataset.from_dict(
+        {
+            "user_id": ["u", "v"],
+            "item_ids": [["a", "b", "b", "hidden"], ["b"]],
+            "event_types": [["view", "view", "hide", "hide"], ["view"]],
+            "target_item_ids": [["a", "b", "b"], ["a"]],
+            "target_event_types": [["hide", "hide", "view"], ["hide"]],
+        }
+    )
+    fitted = ImplicitRecProcessor.fit(training_columns(rows), negative_event_types=["hide", "skip"])
+    assert fitted.item_counts.tolist() == [0, 2, 1]  # b was taken twice; "hidden" is no token
+    assert fitted.event_types == ["view", "hide", "skip"]
+    assert fitted.negative_event_type_ids == [2, 3]
+    encoded = encode_sequences(rows, fitted)
+    assert encoded["target_ids"] == [[1], []]
+    assert encoded["input_ids"] == [[2, 1, 1], [1]]
+    assert encoded["event_type_ids"] == [[1, 1, 2], [1]]
+    assert min(encoded["input_weights"][0]) > 0
+    positive = positive_events(encoded, fitted.negative_event_type_ids)
+    assert positive["input_ids"] == [[2, 1], [1]]
+    assert positive["length"] == [2, 1]
+    assert positive["target_ids"] == encoded["target_ids"]
+    listed = positive_events(list(encoded), fitted.negative_event_type_ids)
+    assert [row["input_ids"] for row in listed] == positive["input_ids"]
+    options = {"negative_event_type_ids": fitted.negative_event_type_ids}
+    names = ["popularity", "own_frequency", "cooccurrence"]
+    for scorer, plain in zip(
+        fit_baselines(names, encoded, 3, **options), fit_baselines(names, positive, 3)
+    ):
+        assert scorer.score(list(encoded)).tolist() == plain.score(list(positive)).tolist()

@@ -48,6 +48,34 @@ def test_dwell_is_a_quantile_among_items_of_like_length():
     assert (np.diff(weights[:4]) > 0).all()
 
 
+def test_completion_is_the_capped_share_of_the_content_and_1_on_average(tmp_path):
+    log = {
+        "item_id": [*range(6)],
+        "duration": [5, 10, 40, 0, 7, None],
+        "item_duration": [10, 10, 20, 64, None, 10],
+    }
+    given = {"durations": log["duration"], "item_durations": log["item_duration"]}
+    ratios = np.array([0.5, 1, 1, 1 / 64])  # capped at 1, at least 1/64
+    parts = [*(ratios / ratios.mean()), 1, 1]  # unknown length, unknown duration
+    fitted = ImplicitRecProcessor.fit(log, duration_weight="completion")
+    np.testing.assert_allclose(fitted.weights(**given), parts, rtol=1e-6)
+    twice = ImplicitRecProcessor.fit(log, duration_weight="completion", completion_cap=1.5)
+    assert np.divide(*twice.weights(**given)[[2, 0]]) == pytest.approx(3)
+    nothing = {"durations": [5.0], "item_durations": [0.0]}
+    assert fitted.weights(**nothing).tolist() == [1]
+    twice.save_pretrained(tmp_path)
+    loaded = ImplicitRecProcessor.from_pretrained(tmp_path)
+    assert loaded.weights(**given).tolist() == twice.weights(**given).tolist()
+    served = loaded([[{"item_id": 2, "duration": 40, "item_duration": 20}]])["input_weights"]
+    assert served[0, 0] == twice.weights(**given)[2]
+    without = ImplicitRecProcessor.fit(
+        {"item_id": [1], "duration": [3]}, duration_weight="completion"
+    )
+    assert without.weights(durations=[9]).tolist() == [1]
+    with pytest.raises(ValueError, match="duration_weight must be one of"):
+        ImplicitRecProcessor.fit(log, duration_weight="dwell")
+
+
 def test_every_form_of_a_history_gives_the_same_tensors():
     events = [
         [{"item_id": "b", "count": 2, "timestamp": 5}, {"item_id": "é", "count": 1, "timestamp": 9}]
@@ -174,7 +202,7 @@ def test_flat_columns_encode_as_the_rows_do():
 
 def test_parts_of_the_weight_can_be_left_out():
     log = LOG | {"duration": [1.0, 2.0, 3.0, None]}
-    plain = ImplicitRecProcessor.fit(log, use_counts=False, use_durations=False)
+    plain = ImplicitRecProcessor.fit(log, use_counts=False, duration_weight=None)
     assert plain.weights(counts=[5, 9], durations=[1, 3]).tolist() == [1, 1]
     known = processor().event_types
     only_named = ImplicitRecProcessor.fit(LOG, event_type_weights={"gift": 2})
@@ -251,3 +279,30 @@ def test_an_adapted_processor_makes_the_batches_that_the_model_was_trained_on():
     trained_on = collator([{**row, "target_ids": []}])
     assert trained_on["input_ids"].tolist() == batch["input_ids"][:1].tolist()
     assert trained_on["input_weights"].tolist() == batch["input_weights"][:1].tolist()
+
+
+def test_negative_types_are_stored_and_a_model_must_know_them(tmp_path):
+    fitted = processor(negative_event_types=["skip"])
+    fitted.save_pretrained(tmp_path)
+    loaded = ImplicitRecProcessor.from_pretrained(tmp_path)
+    assert loaded.negative_event_type_ids == [3]
+    assert loaded.weights(event_types=["skip"])[0] > 0
+    sizes = {"vocab_size": 4, "num_event_types": 4}
+    loaded.check_model(ImplicitRecConfig(**sizes, negative_event_type_ids=[3]))
+    with pytest.raises(ValueError, match=r"negative_event_type_ids is \[\] in the model and \[3\]"):
+        loaded.check_model(ImplicitRecConfig(**sizes))
+    with pytest.raises(ValueError, match="negative event type 'buy' must be positive"):
+        ImplicitRecProcessor.fit(LOG, event_type_weights={"buy": 0}, negative_event_types=["buy"])
+    with pytest.raises(ValueError, match="expected names"):
+        processor(negative_event_types="skip")
+    with pytest.raises(ValueError, match="no item to learn"):
+        ImplicitRecProcessor.fit(LOG, negative_event_types=["view", "buy"])
+    with pytest.raises(ValueError, match="need a column event_type"):
+        ImplicitRecProcessor.fit({"item_id": [1, 2]}, negative_event_types=["skip"])
+
+
+def test_a_negative_type_that_never_occurs_is_named_in_the_log(caplog):
+    processor(negative_event_types=["buy"])
+    assert not caplog.records
+    processor(negative_event_types=["bye"])
+    assert "['bye']; found ['buy', 'view']" in caplog.text

@@ -40,6 +40,19 @@ def test_the_python_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert "'artist 3'" not in recommended
 
 
+def test_the_python_of_the_weights_page_runs():
+    names: dict = {}
+    page = (ROOT / "docs/weights.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert sum("assert" in block for block in blocks) == 3
+    for block in blocks:
+        exec(compile(block, "weights.md", "exec"), names)
+    kept = names["processor"].to_dict()
+    parts = page.split("## The parts")[1].split("## Gaps")[0]
+    for name in re.findall(r"`(\w+)`", parts):
+        assert name in kept or name in ("fit", "raw", "None"), name
+
+
 def test_the_worked_weight_is_what_the_processor_computes():
     processor = ImplicitRecProcessor.fit({"item_id": [*"aaaaaa"], "count": [1, 2, 1, 1, 1, 3]})
     weights = processor.weights(counts=[3, 1])
