@@ -59,6 +59,7 @@ from .processing_implicitrec import ImplicitRecProcessor
 from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .shards import load_sequences, save_sequences
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -119,6 +120,7 @@ __all__ = [
     "learn_event_weights",
     "leave_last_out",
     "load_events",
+    "load_sequences",
     "open_events",
     "parse_arguments",
     "positive_events",
@@ -127,6 +129,7 @@ __all__ = [
     "results_table",
     "save_checkpoint",
     "save_events",
+    "save_sequences",
     "temporal_split",
     "training_columns",
     "user_counts",

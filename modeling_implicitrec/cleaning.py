@@ -108,7 +108,7 @@ class Cleaner:
             return table
         copies = self.engine.keep("copies", _copies(table))
         self.count("duplicate", self.engine.count(copies))
-        return table.anti_join(copies, "row")
+        return self.engine.settle("distinct", table.anti_join(copies, "row"))
 
     def clean_users(self, table: ibis.Table) -> ibis.Table:
         """Drop machines and merge repeats; what this gives, it would leave as it is."""
@@ -138,7 +138,7 @@ class Cleaner:
             self.count(reason, self.engine.count(rows.semi_join(machines, "user_id")))
             rows = rows.anti_join(machines, "user_id")
             table = table.anti_join(machines, "user_id")
-        return table
+        return self.engine.settle(f"people_{stage}", table)
 
     def core(self, read: ibis.Table) -> dict[str, ibis.Table]:
         """The users and items of which enough is left (a k-core); empty where all rows stay."""
@@ -232,7 +232,8 @@ def merge_repeats(
     joined = first.left_join(totals, ["user_id", (first.place == totals.start)])
     sums = {name: _sum(joined, name) for name in STRENGTHS if name in marked.columns}
     names = [name for name in table.columns if name != "count"]
-    return joined.mutate(**sums).select([*names, "count"]), engine.count(repeats)
+    merged = engine.settle("merged", joined.mutate(**sums).select([*names, "count"]))
+    return merged, engine.count(repeats)
 
 
 def _counted(table: ibis.Table) -> ibis.Table:
@@ -265,8 +266,8 @@ def clip_limits(table: ibis.Table, quantile: float | None) -> dict[str, tuple[fl
         if not rows or quantile is None:
             continue
         above = rows - max(int(np.ceil(quantile * rows)), 1)
-        top = present.order_by(ibis.desc(name)).select(name).limit(1, offset=above)
-        limit = float(top.to_pyarrow().to_pylist()[0][name])
+        top = present.order_by(ibis.desc(name)).select(name).limit(above + 1)
+        limit = float(top[name].min().execute())
         higher = int(present.filter(present[name] > limit).count().execute())
         if higher:
             limits[name] = (limit, higher)

@@ -1,17 +1,20 @@
 """Sequences in outside ids -> encoded sequences: tokens, weights and targets, without per-row Python."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from scipy import sparse
+from tqdm.auto import tqdm
 
 from .baselines import EASE
 from .processing_implicitrec import ImplicitRecProcessor
+from .shards import read_batches, write_arrow
+from .weights_implicitrec import CodedNames, is_any
 
-WEIGHING = ("timestamps", "event_types", "durations", "item_durations", "counts")
 logger = logging.getLogger(__name__)
 
 FLAT_NAMES = {
@@ -21,30 +24,104 @@ FLAT_NAMES = {
     "item_durations": "item_duration",
     "counts": "count",
 }
+NAMED = ("event_types", "target_event_types")
+SMALL = {"input_ids": pa.int32(), "event_type_ids": pa.int16()}
+
+
+class TrainingBatch(Mapping):
+    """The events of a record batch of sequences as flat columns, each read when it is asked for."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+        self._names = {FLAT_NAMES[n]: n for n in FLAT_NAMES if n in batch.schema.names}
+
+    def __getitem__(self, name: str) -> np.ndarray | CodedNames:
+        return _flat(self._batch, self._names[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class TrainingColumns:
+    """A split's events for `ImplicitRecProcessor.fit`: batches of flat columns, in bounded memory."""
+
+    def __init__(self, train: Dataset) -> None:
+        self._train = train
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return (TrainingBatch(batch) for batch in read_batches(self._train))
+
+
+def training_columns(train: Dataset) -> TrainingColumns:
+    """The training part's events as batches of flat columns, for `ImplicitRecProcessor.fit`."""
+    return TrainingColumns(train)
 
 
 def flat_column(rows: Dataset, name: str) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column end to end, and the row offsets into them."""
-    column = _column(rows, name)
+    return _flatten(_column(rows, name))
+
+
+def _flatten(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return column.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def training_columns(train: Dataset) -> dict[str, np.ndarray]:
-    """The training part's events as flat columns, for `ImplicitRecProcessor.fit`."""
-    names = {plural: name for plural, name in FLAT_NAMES.items() if plural in train.column_names}
-    return {name: _values(train, plural) for plural, name in names.items()}
+def _flat(batch: pa.RecordBatch, name: str) -> np.ndarray | CodedNames:
+    """The values of a list column for the processor: names as codes, all else as numpy."""
+    values = batch[name].flatten()
+    if name not in NAMED:
+        return _numpy(values)
+    coded = values.dictionary_encode()
+    return CodedNames(_numpy(coded.indices.fill_null(-1)), coded.dictionary.to_pylist())
 
 
-def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
+def encode_sequences(
+    rows: Dataset, processor: ImplicitRecProcessor, *, path: str | Path | None = None
+) -> Dataset:
     """Encode one part: `user_id`, `input_ids`, `input_weights`, `length` and what else there is.
 
     Events of items that the processor does not know are left out and counted in the log. Evaluation
     rows also get `target_ids`: each distinct target once, -1 for one that no score can reach; an event of
-    a negative type is none.
+    a negative type is none. Works a batch at a time, in bounded memory.
+
+    Args:
+        path: the Arrow file to write, whole or not at all; when None, a temporary file that goes when
+            the process ends.
     """
-    flat = {name: _values(rows, name) for name in WEIGHING if name in rows.column_names}
-    items, offsets = flat_column(rows, "item_ids")
+    empty = pa.RecordBatch.from_pylist([], schema=rows.features.arrow_schema)
+    schema = _encode(empty.replace_schema_metadata(None), processor, 0)[0].schema
+    unknown = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal unknown
+        first = 0
+        with tqdm(total=len(rows), desc="encoding", unit=" users", disable=None) as bar:
+            for batch in read_batches(rows):
+                encoded, left_out = _encode(batch, processor, first)
+                first, unknown = first + batch.num_rows, unknown + left_out
+                bar.update(batch.num_rows)
+                yield encoded
+
+    encoded = write_arrow(batches(), schema, path)
+    if unknown:
+        logger.info("%s events of unknown items left out", f"{unknown:,}")
+    return encoded
+
+
+def _encode(
+    batch: pa.RecordBatch, processor: ImplicitRecProcessor, first: int
+) -> tuple[pa.RecordBatch, int]:
+    """A record batch of sequences encoded, and how many events of unknown items it had."""
+    weighing = ["timestamps", *(name for name in FLAT_NAMES if name != "item_ids")]
+    flat: dict = {name: _flat(batch, name) for name in weighing if name in batch.schema.names}
+    items, offsets = _flatten(batch["item_ids"])
     coded = items.dictionary_encode()
     encoded = processor.encode_flat(
         _numpy(coded.dictionary), offsets, codes=_numpy(coded.indices), **flat
@@ -53,15 +130,14 @@ def encode_sequences(rows: Dataset, processor: ImplicitRecProcessor) -> Dataset:
         encoded["timestamps"] = flat["timestamps"]
     known = encoded["input_ids"] > 0
     kept = np.concatenate([[0], np.cumsum(known)])[offsets]
-    if not known.all():
-        logger.info("%s events of unknown items left out", f"{int((~known).sum()):,}")
-    columns: dict[str, pa.Array] = {"user_id": _column(rows, "user_id")}
-    columns |= {name: _lists(values[known], kept) for name, values in encoded.items()}
+    columns: dict[str, pa.Array] = {"user_id": batch["user_id"]}
+    for name, values in encoded.items():
+        columns[name] = _lists(pa.array(values[known], SMALL.get(name)), kept)
     columns["length"] = pa.array(np.diff(kept))
-    columns["row"] = pa.array(np.arange(len(kept) - 1))
-    if "target_item_ids" in rows.column_names:
-        columns["target_ids"] = _targets(rows, processor)
-    return Dataset(pa.table(columns))
+    columns["row"] = pa.array(first + np.arange(len(kept) - 1))
+    if "target_item_ids" in batch.schema.names:
+        columns["target_ids"] = _targets(batch, processor)
+    return pa.RecordBatch.from_pydict(columns), int((~known).sum())
 
 
 def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor) -> DatasetDict:
@@ -135,25 +211,21 @@ def _numpy(values: pa.Array) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _values(rows: Dataset, name: str) -> np.ndarray:
-    return _numpy(flat_column(rows, name)[0])
+def _lists(values: pa.Array, offsets: np.ndarray) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
 
 
-def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
-
-
-def _targets(rows: Dataset, processor: ImplicitRecProcessor) -> pa.Array:
+def _targets(rows: pa.RecordBatch, processor: ImplicitRecProcessor) -> pa.Array:
     """Each distinct target of a row once, in the order of the log."""
-    items, offsets = flat_column(rows, "target_item_ids")
+    items, offsets = _flatten(rows["target_item_ids"])
     coded = items.dictionary_encode()
     codes = _numpy(coded.indices)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    if processor.negative_event_types and "target_event_types" in rows.column_names:
-        types = processor.encode_event_types(_values(rows, "target_event_types"))
-        wanted = ~np.isin(types, processor.negative_event_type_ids)
+    if processor.negative_event_types and "target_event_types" in rows.schema.names:
+        types = _flat(rows, "target_event_types")
+        wanted = ~is_any(types, processor.negative_event_types)
         codes, row = codes[wanted], row[wanted]
     first = np.sort(np.unique(row * (len(coded.dictionary) + 1) + codes, return_index=True)[1])
     tokens = processor.encode_items(_numpy(coded.dictionary))[codes[first]]
     sizes = np.bincount(row[first], minlength=len(offsets) - 1)
-    return _lists(tokens, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+    return _lists(pa.array(tokens), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))

@@ -91,6 +91,10 @@ class DuckDBEngine:
         """Run an expression into a temporary table, in place of one of that name."""
         return self._keep(name, self.sql(expression))
 
+    def settle(self, name: str, table: ibis.Table) -> ibis.Table:
+        """The table itself: DuckDB makes one plan of many steps, and a better one than of each."""
+        return table
+
     def _keep(self, name: str, query: str) -> ibis.Table:
         self.connection.con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
         return self.connection.table(name)
@@ -176,7 +180,7 @@ class SparkEngine:
     def __init__(self, folder: str, connection: ibis.BaseBackend) -> None:
         self.folder = folder
         self.connection = connection
-        self._cached: dict[str, Any] = {}
+        self._kept = 0
 
     def number(self, table: ibis.Table) -> ibis.Table:
         """The table with `row`, which grows with the place in the source but leaves gaps."""
@@ -196,11 +200,15 @@ class SparkEngine:
         yield "all", self.stored(folder)
 
     def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """Persist an expression, in place of one of that name."""
-        table = expression.cache()
-        table.count().execute()  # computed before what it came from is released
-        self._cached[name] = table
-        return table
+        """Write an expression and read it back: the plans of what follows stay short."""
+        self._kept += 1
+        path = self.path(f"kept/{name}-{self._kept}")
+        self._frame(expression).write.parquet(path)
+        return self.connection.read_parquet(path)
+
+    def settle(self, name: str, table: ibis.Table) -> ibis.Table:
+        """The result of many steps, kept."""
+        return self.keep(name, table)
 
     def beside_previous(
         self, name: str, table: ibis.Table, order: list[str], columns: list[str]

@@ -91,10 +91,10 @@ def append_events(
     *,
     memory_limit: str | None = None,
 ) -> Events:
-    """Add the rows of new days to saved events: what a log of the old and new rows would have given.
+    """Saved events and the rows of new days: what a log of the old and new rows would have given.
 
-    Only users with new rows are cleaned again, from the rows as they were read. Rare users and items,
-    and what is clipped, are found anew over all. Until the new events are complete the old ones stay.
+    Nothing is saved yet: give the result to [`save_events`]. Only users with new rows are cleaned again,
+    from the rows as they were read. Rare users and items, and what is clipped, are found anew over all.
 
     Args:
         source: as for `load_events`, with the same columns; of several platforms, those that have
@@ -113,17 +113,21 @@ def append_events(
     logs = dict(source) if isinstance(source, Mapping) else {None: source}
     try:
         chosen = [_origin(made, platform) for platform in logs]
-        found, rows = stage_logs(new, list(logs.values()), chosen, first_row=made.rows_in)
+        found, rows = stage_logs(
+            new,
+            list(logs.values()),
+            chosen,
+            first_row=made.rows_in,
+            columns=old.stored("staged").columns,
+        )
         _check_ids(chosen, found, logs)
         cleaner = _clean_again(old, new, made)
         origins = [*made.origins, *found]
         made = Provenance(origins, made.cleaning, made.rows_in + rows, dict(cleaner.dropped))
-        events = finish_events(cleaner, _joined(made))
+        return finish_events(cleaner, _joined(made))
     except (duckdb.Error, pa.ArrowException) as error:
         names = ", ".join(map(describe_source, logs.values()))
         raise ValueError(f"could not read {names}: {error}") from error
-    save_events(events, folder)
-    return open_events(folder, memory_limit=memory_limit)
 
 
 def _clean_again(old: DuckDBEngine, new: DuckDBEngine, made: Provenance) -> Cleaner:

@@ -245,9 +245,18 @@ def discard_engine(connection: ibis.BaseBackend, folder: str) -> None:
 
 
 def stage_logs(
-    engine: Engine, logs: list[LogSource], origins: list[Origin], *, first_row: int = 0
+    engine: Engine,
+    logs: list[LogSource],
+    origins: list[Origin],
+    *,
+    first_row: int = 0,
+    columns: Sequence[str] = (),
 ) -> tuple[list[Origin], int]:
-    """Type the rows of all logs and write them in buckets of users; how they were read, how many."""
+    """Type the rows of all logs and write them in buckets of users; how they were read, how many.
+
+    Args:
+        columns: to have beside those of the logs.
+    """
     found, raws, rows = [], [], []
     for log, origin in zip(logs, origins):
         raws.append(read_log(engine, log, origin.schema.mapped()))
@@ -259,7 +268,8 @@ def stage_logs(
     whole = frozenset.intersection(*(rules.whole_ids for rules in found))
     found = [replace(rules, whole_ids=whole) for rules in found]
     tables = [type_columns(raw, rules) for raw, rules in zip(raws, found)]
-    columns = [name for name in STAGED if any(name in table.columns for table in tables)]
+    found_columns = {name for table in tables for name in table.columns} | set(columns)
+    columns = [name for name in STAGED if name in found_columns]
     engine.prepare(sum(rows))
     for table, size in zip(tables, rows):
         placed = table.mutate(row=table.row + first_row)

@@ -146,6 +146,21 @@ class ImplicitRecProcessor(ProcessorMixin):
         processor.mean_raw_weight = mean_raw_weight(processor, batches)
         return processor
 
+    def extend(self, events: Any, *, min_item_count: int = 1) -> int:
+        """Count the items of a log that has grown; those not known yet get the tokens after the last.
+
+        Tokens and weights stay, so that a model can go on: its item table grows by the number of new
+        items, which is returned.
+
+        Args:
+            events: all training events, old and new, as for [`~ImplicitRecProcessor.fit`].
+        """
+        batches, negative = read_batches(events), self.negative_event_types
+        found = count_items((positive_items(batch, negative) for batch in batches), 1)
+        before = len(self.vocabulary)
+        self.vocabulary = self.vocabulary.extended(found, min_item_count)
+        return len(self.vocabulary) - before
+
     @property
     def vocab_size(self) -> int:
         """Item tokens including padding."""

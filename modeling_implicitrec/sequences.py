@@ -1,9 +1,5 @@
 """Event table to per-user sequences in time order, and their splits without leaks."""
 
-import atexit
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -15,6 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec.events import Events
+from modeling_implicitrec.shards import read_batches, write_arrow
 
 # The list column of each event column, in this order.
 LISTS = {
@@ -33,9 +30,10 @@ Bounds = tuple[np.ndarray, np.ndarray]
 def build_sequences(events: Events, *, path: str | Path | None = None) -> Dataset:
     """One row a user with their history in time order, as a memory-mapped data set.
 
-    Rows are sorted by `user_id`, events by time, then by log order (then by place in the source),
-    never by item. Columns: `user_id`, `item_ids`, and where present `timestamps` (int64 seconds
-    since 1970 UTC), `event_types`, `durations`, `item_durations` (seconds), `counts`, `platforms`.
+    Rows lie in buckets of users (one, up to three million events), each sorted by `user_id`; events are in
+    the order of time, then of the log, then of the source, never of the item. Columns: `user_id`,
+    `item_ids`, and where present `timestamps` (int64 seconds since 1970 UTC), `event_types`,
+    `durations`, `item_durations` (seconds), `counts`, `platforms`.
 
     Args:
         path: the Arrow stream file to write, whole or not at all; when None, a temporary file that
@@ -48,7 +46,7 @@ def build_sequences(events: Events, *, path: str | Path | None = None) -> Datase
         for rows in _user_rows(_named(batch, names) for batch in shard)
     )
     first = next(parts)
-    return _write(chain([first], parts), first.schema, path)
+    return write_arrow(chain([first], parts), first.schema, path)
 
 
 def _named(batch: pa.RecordBatch, names: Mapping[str, str]) -> pa.RecordBatch:
@@ -139,11 +137,12 @@ def collapse_repeats(sequences: Dataset) -> Dataset:
     >>> collapse_repeats(log)[0]
     {'user_id': 7, 'item_ids': [6, 5], 'counts': [1.0, 2.0]}
     """
-    table = sequences.with_format("arrow")[:]
-    schema = table.schema.remove_metadata()
+    schema = sequences.features.arrow_schema.remove_metadata()
     if "counts" not in schema.names:
         schema = schema.append(pa.field("counts", pa.list_(pa.float64())))
-    return _write((_collapse(batch, schema) for batch in table.to_batches()), schema, None)
+    return write_arrow(
+        (_collapse(batch, schema) for batch in read_batches(sequences)), schema, None
+    )
 
 
 def _user_rows(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -179,36 +178,16 @@ def _to_lists(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"user_id": users, **lists})
 
 
-def _write(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path | None
-) -> Dataset:
-    """Write record batches to an Arrow stream file under a temporary name, rename it and map it."""
-    if path is None:
-        folder = tempfile.mkdtemp(prefix="sequences-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        path = Path(folder) / "sequences.arrow"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pa.ipc.new_stream(str(temporary), schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch.cast(schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Dataset.from_file(str(path))
-
-
 def _split(
     sequences: Dataset, cuts: Mapping[str, Callable[[pa.RecordBatch], pa.RecordBatch]]
 ) -> DatasetDict:
     """Apply each cut to every batch of the sequences; each split is a file of its own."""
-    table = sequences.with_format("arrow")[:].replace_schema_metadata(None)
+    empty = pa.RecordBatch.from_pylist([], schema=sequences.features.arrow_schema)
     splits = {}
     for name, cut in cuts.items():
-        schema = cut(pa.RecordBatch.from_pylist([], schema=table.schema)).schema
-        splits[name] = _write((cut(batch) for batch in table.to_batches()), schema, None)
+        schema = cut(empty.replace_schema_metadata(None)).schema
+        batches = (cut(batch) for batch in read_batches(sequences))
+        splits[name] = write_arrow(batches, schema, None)
     return DatasetDict(splits)
 
 
@@ -266,7 +245,7 @@ def _cut_period(batch: pa.RecordBatch, start: float, end: float) -> pa.RecordBat
 
 
 def _last_times(sequences: Dataset) -> Iterator[float]:
-    for batch in sequences.with_format("arrow")[:].to_batches():
+    for batch in read_batches(sequences):
         times = batch["timestamps"].flatten()
         if len(times):
             yield pc.max(times).as_py()

@@ -170,6 +170,18 @@ class ItemVocabulary:
             return [self._text(token - 1).decode() for token in values]
         return [int(self.arrays["ids"][token - 1]) for token in values]
 
+    def extended(self, new: "ItemVocabulary", min_count: int) -> "ItemVocabulary":
+        """The counts of `new`, whose unknown items come after all those here; tokens here stay."""
+        ids = new.decode(range(1, len(new) + 1))
+        tokens = self.encode(ids)
+        counts = np.zeros_like(self.counts)
+        counts[tokens[tokens > 0] - 1] = new.counts[tokens > 0]
+        added = np.flatnonzero((tokens < 0) & (new.counts >= min_count))
+        own = self.decode(range(1, len(self) + 1))
+        every = [*own, *(ids[place] for place in added)]
+        total = np.concatenate([counts, new.counts[added]])
+        return self.from_counts(every if self.of_strings else np.array(every, np.int64), total)
+
     def save(self, folder: str | os.PathLike) -> str:
         """Write the file under a temporary name, then rename it. Returns its path."""
         path = Path(folder) / FILE_NAME
@@ -238,20 +250,28 @@ def _order_fits(arrays: dict[str, np.ndarray]) -> bool:
     return bool(seen.all()) and ("ids" not in arrays or bool((arrays["ids"][order] == keys).all()))
 
 
+def _add_counts(parts: list) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct numbers and their counts, of several such pairs."""
+    numbers, place = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    sizes = np.concatenate([part[1] for part in parts])
+    total = np.zeros(len(numbers), dtype=np.int64)
+    np.add.at(total, place, sizes)
+    return numbers, total
+
+
 def count_items(batches: Iterable, min_count: int) -> ItemVocabulary:
     """The vocabulary of flat id columns: by falling count, ties by id."""
     texts: Counter = Counter()
-    numbers, sizes = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    parts: list = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
     for batch in batches:
         ids = read_ids(batch)
         if isinstance(ids, list):
             texts.update(ids)
             continue
-        new, new_sizes = np.unique(ids, return_counts=True)
-        numbers, place = np.unique(np.concatenate([numbers, new]), return_inverse=True)
-        total = np.zeros(len(numbers), dtype=np.int64)
-        np.add.at(total, place, np.concatenate([sizes, new_sizes]))
-        sizes = total
+        parts.append(np.unique(ids, return_counts=True))
+        if sum(len(part[0]) for part in parts[1:]) > max(BLOCK, len(parts[0][0])):
+            parts = [_add_counts(parts)]
+    numbers, sizes = _add_counts(parts)
     if texts and len(numbers):
         raise ValueError("item ids must be all integers or all strings, got both")
     names = sorted(texts)

@@ -36,11 +36,13 @@ def check_choices(duration_weight: str | None, limits: Mapping[str, float | None
 
 def read_batches(events: Any) -> list | Iterable:
     """The batches of a log, each a mapping with a column `item_id`."""
-    batches = [events] if isinstance(events, Mapping) or "item_id" in events else events
-    if isinstance(batches, Iterator):
+    if isinstance(events, Iterator):
         raise ValueError(
             "batches of events are read more than once: expected a list, got an iterator"
         )
+    # A data frame gives the names of its columns.
+    single = isinstance(events, Mapping) or isinstance(next(iter(events), None), str)
+    batches = [events] if single else events
     if not all("item_id" in batch for batch in batches):
         raise ValueError("events must have a column item_id (or be batches that have it)")
     return batches
@@ -60,8 +62,45 @@ def read_strengths(values: Any, name: str) -> np.ndarray:
     return numbers
 
 
-def read_names(event_types: Any) -> np.ndarray:
+class CodedNames:
+    """A column of names as places in a short list of them, compared without touching a string.
+
+    Args:
+        codes: the place of each name, -1 for a missing one.
+        names: the list.
+    """
+
+    def __init__(self, codes: np.ndarray, names: Sequence[str]) -> None:
+        self.codes = codes
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __eq__(self, name: Any) -> np.ndarray:  # type: ignore[override]
+        place = self.names.index(name) if name in self.names else -2
+        return self.codes == place
+
+    def counts(self) -> dict[str, int]:
+        """How often each name occurs."""
+        total = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
+        return {name: int(count) for name, count in zip(self.names, total) if count}
+
+
+def read_names(event_types: Any) -> np.ndarray | CodedNames:
+    """Names that `== name` compares one by one."""
+    if isinstance(event_types, CodedNames):
+        return event_types
     return np.asarray(event_types, dtype=object)
+
+
+def is_any(event_types: Any, wanted: Iterable[str]) -> np.ndarray:
+    """Whether each name is one of those wanted."""
+    names = read_names(event_types)
+    found = np.zeros(len(names), dtype=bool)
+    for name in wanted:
+        found |= names == name
+    return found
 
 
 def read_times(history: Mapping[str, Any]) -> np.ndarray:
@@ -79,7 +118,7 @@ def positive_items(batch: Mapping[str, Any], negative_event_types: Sequence[str]
     items = batch["item_id"]
     if not negative_event_types or "event_type" not in batch:
         return items
-    kept = ~np.isin(read_names(batch["event_type"]), negative_event_types)
+    kept = ~is_any(batch["event_type"], negative_event_types)
     if isinstance(items, list | tuple):
         return [item for item, keep in zip(items, kept) if keep]
     return np.asarray(items)[kept]
@@ -96,7 +135,11 @@ def count_types(
     total: Counter = Counter()
     for batch in batches:
         if "event_type" in batch:
-            total.update(name for name in batch["event_type"] if isinstance(name, str))
+            names = read_names(batch["event_type"])
+            if isinstance(names, CodedNames):
+                total.update(names.counts())
+            else:
+                total.update(name for name in names if isinstance(name, str))
     absent = [name for name in negative if not total[name]]
     if absent:
         logger.warning("no event is of the negative types %s; found %s", absent, sorted(total))
@@ -120,25 +163,29 @@ def length_group(lengths: np.ndarray, cuts: np.ndarray | Sequence[float]) -> np.
     return np.where(np.isnan(lengths), len(cuts) + 1, group)
 
 
+def sample_durations(batches: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Known durations and their content lengths: all, or a seeded sample in bounded memory."""
+    random = np.random.default_rng(0)
+    kept = np.empty((3, 0))  # the rows with the smallest keys are a uniform sample
+    for batch in batches:
+        if "duration" not in batch:
+            continue
+        duration = read_strengths(batch["duration"], "duration")
+        known = batch.get("item_duration", np.full(len(duration), np.nan))
+        length = read_strengths(known, "item_duration")
+        timed = ~np.isnan(duration)
+        drawn = np.stack([random.random(int(timed.sum())), duration[timed], length[timed]])
+        kept = np.concatenate([kept, drawn], axis=1)
+        if kept.shape[1] > SAMPLE:
+            kept = kept[:, np.argpartition(kept[0], SAMPLE)[:SAMPLE]]
+    return kept[1], kept[2]
+
+
 def duration_tables(batches: Any) -> tuple[list, list]:
     """Content-length cuts, and per group the duration thresholds, from a seeded sample."""
-    durations, lengths = [], []
-    for batch in batches:
-        if "duration" in batch:
-            found = read_strengths(batch["duration"], "duration")
-            unknown = np.full(len(found), np.nan)
-            known = batch.get("item_duration", unknown)
-            durations.append(found)
-            lengths.append(read_strengths(known, "item_duration"))
-    duration = np.concatenate([*durations, np.empty(0)])
-    length = np.concatenate([*lengths, np.empty(0)])
-    timed = ~np.isnan(duration)
-    duration, length = duration[timed], length[timed]
+    duration, length = sample_durations(batches)
     if not len(duration):
         return [], []
-    if len(duration) > SAMPLE:
-        chosen = np.random.default_rng(0).choice(len(duration), SAMPLE, replace=False)
-        duration, length = duration[chosen], length[chosen]
     known = length[~np.isnan(length)]
     shares = np.arange(1, LENGTH_GROUPS) / LENGTH_GROUPS
     cuts = np.unique(np.quantile(known, shares)) if len(known) else np.empty(0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from modeling_implicitrec import (
     ImplicitRecForScoring,
@@ -19,6 +19,7 @@ from modeling_implicitrec import (
     did_it_happen,
     evaluate,
     fit_baselines,
+    load_sequences,
     parse_arguments,
     results_table,
     write_model_card,
@@ -55,14 +56,20 @@ class EvaluateArguments:
 
 def main() -> None:
     (args,) = parse_arguments(EvaluateArguments)
-    splits = DatasetDict.load_from_disk(str(Path(args.data_dir) / "sequences"))
+    splits = load_sequences(Path(args.data_dir) / "sequences")
     processor = ImplicitRecProcessor.from_pretrained(args.model)
     training = read_json(Path(args.model) / "training.json") or {}
     check_parts(args, learnt_from=training.get("part", args.train_split))
     model = ImplicitRecForScoring.from_pretrained(args.model)
     processor.check_model(model.config)
     train, rows = splits[args.train_split], splits[args.split]
-    scorers = [ModelScorer(model), *fit_baselines(args.baselines, train, processor.vocab_size)]
+    baselines = fit_baselines(
+        args.baselines,
+        train,
+        processor.vocab_size,
+        negative_event_type_ids=processor.negative_event_type_ids,
+    )
+    scorers = [ModelScorer(model), *baselines]
     results = {name: full_ranking(args, name, scorers, rows, processor) for name in args.protocols}
     if args.did_it_happen:
         print("\ndid it happen? a held-out event against one unseen item\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -26,7 +26,9 @@ from modeling_implicitrec import (
     compute_hit_metrics,
     cooccurrence_table,
     ease_table,
+    load_sequences,
     parse_arguments,
+    positive_events,
     reduce_logits_to_hits,
     user_counts,
 )
@@ -65,9 +67,11 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         vocab_size=processor.vocab_size,
         num_event_types=processor.num_event_types,
         vocabulary_fingerprint=processor.fingerprint,
+        negative_event_type_ids=processor.negative_event_type_ids,
         **args.model,
     )
     model = ImplicitRecForScoring(config)
+    train = positive_events(train, processor.negative_event_type_ids)
     counts = processor.item_counts
     if config.collapse_repeats:  # a history holds an item once: count users, not events
         counts = user_counts(train, processor.vocab_size, args.recent_days or None)
@@ -103,7 +107,7 @@ def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcesso
     data = Path(args.data_dir)
     if not data.exists():
         raise SystemExit(f"no prepared data in {data}; run recipes/prepare.py first")
-    splits = DatasetDict.load_from_disk(str(data / "sequences"))
+    splits = load_sequences(data / "sequences")
     if args.refit and "before_test" not in splits:
         raise SystemExit("refit needs a temporal split, whose validation part ends at the test")
     train = splits["before_test" if args.refit else "train"]
@@ -123,6 +127,8 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         moment_ends_only=args.moment_ends_only,
         target_window=args.target_window_days * 86_400,
         collapse_repeats=model.config.collapse_repeats,
+        negative_event_type_ids=model.config.negative_event_type_ids or (),
+        negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         seed=training.seed,
     )

@@ -1,28 +1,39 @@
 """Log to token-and-weight sequences: `python recipes/prepare.py recipes/<log>/prepare.yaml`.
 
 Reads and cleans the events, cuts them into train, validation and test, fits the processor on the
-training part only, encodes everything, and writes one folder that `finetune.py` takes.
+training part only, encodes everything, and writes one folder that `finetune.py` takes. `report.html` in it
+shows what cleaning did. `--append FILE` adds the rows of new days to what was prepared before.
 """
 
 import json
 import os
 import shutil
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
     CleaningOptions,
+    Events,
     EventSchema,
     ImplicitRecProcessor,
+    append_events,
     build_sequences,
     encode_splits,
+    learn_event_weights,
     leave_last_out,
     load_events,
     parse_arguments,
+    profile_events,
+    save_events,
+    save_sequences,
     temporal_split,
     training_columns,
+    weight_histograms,
+    write_report_page,
 )
 
 DAY = 86_400
@@ -32,17 +43,39 @@ DAY = 86_400
 class PrepareArguments:
     """What to read, how to clean it, how to split it and where to write."""
 
-    source: str = field(metadata={"help": "path or glob of the log, or 'completejourney'"})
     output_dir: str = field(metadata={"help": "folder of the prepared data"})
+    source: str = field(
+        default="", metadata={"help": "path or glob of the log, or 'completejourney'"}
+    )
     columns: dict = field(default_factory=dict, metadata={"help": "our name: the log's name"})
+    platforms: dict = field(
+        default_factory=dict, metadata={"help": "in place of source: name: {source, columns}"}
+    )
+    shared_items: bool | None = field(
+        default=None, metadata={"help": "the same id on two platforms is the same item"}
+    )
+    append: str = field(default="", metadata={"help": "rows of new days, added to output_dir"})
     cleaning: dict = field(default_factory=dict, metadata={"help": "options of CleaningOptions"})
     split: str = field(default="leave_last_out", metadata={"help": "or temporal"})
     test_days: float = field(default=28.0, metadata={"help": "length of a temporal test"})
     event_type_weights: dict = field(default_factory=dict, metadata={"help": "factor per type"})
+    learn_weights: dict = field(
+        default_factory=dict,
+        metadata={"help": "learn the factors: {target: a type, horizon_days: n}; given ones win"},
+    )
+    negative_event_types: list = field(
+        default_factory=list, metadata={"help": "types that are evidence against an item"}
+    )
     use_counts: bool = field(default=True, metadata={"help": "let count have a part in weights"})
+    duration_weight: str | None = field(
+        default="quantile", metadata={"help": "or completion, or null for no part in weights"}
+    )
+    completion_cap: float = field(default=1.0, metadata={"help": "largest share that counts"})
     half_life_days: float | None = field(default=None, metadata={"help": "decay of weights"})
     max_weight: float = field(default=10.0, metadata={"help": "weights are clipped here"})
     memory_limit: str | None = field(default=None, metadata={"help": "of DuckDB, such as 2GB"})
+    keep_events: bool = field(default=False, metadata={"help": "so that new days can be added"})
+    report_page: bool = field(default=True, metadata={"help": "plot the log in report.html"})
 
 
 def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
@@ -64,39 +97,100 @@ def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
     return data["transactions"], pd.DataFrame({"item_id": products["product_id"], "name": named})
 
 
-def main() -> None:
-    (args,) = parse_arguments(PrepareArguments)
+def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
+    """The clean events, and a table of `item_id` and `name` where the source has one."""
+    if args.append:
+        kept = Path(args.output_dir, "events")
+        return append_events(
+            kept, read_source(args.append)[0], memory_limit=args.memory_limit
+        ), None
+    options = {
+        "cleaning": CleaningOptions(**args.cleaning),
+        "shared_items": args.shared_items,
+        "memory_limit": args.memory_limit,
+    }
+    if args.platforms:
+        logs = {name: read_source(one["source"])[0] for name, one in args.platforms.items()}
+        schemas = {
+            name: EventSchema(**args.columns | one.get("columns", {}))
+            for name, one in args.platforms.items()
+        }
+        return load_events(logs, schemas, **options), None
     source, names = read_source(args.source)
-    events = load_events(
-        source,
-        EventSchema(**args.columns),
-        cleaning=CleaningOptions(**args.cleaning),
-        memory_limit=args.memory_limit,
-    )
-    print(events.report)
+    return load_events(source, EventSchema(**args.columns), **options), names
+
+
+def split_events(args: PrepareArguments, events: Events) -> DatasetDict:
     sequences = build_sequences(events)
     if args.split == "temporal":
-        splits = temporal_split(sequences, test_seconds=args.test_days * DAY)
-    elif args.split == "leave_last_out":
-        splits = leave_last_out(sequences)
-    else:
-        raise SystemExit(f"split must be leave_last_out or temporal, got {args.split!r}")
-    processor = ImplicitRecProcessor.fit(
-        training_columns(splits["train"]),
-        event_type_weights=args.event_type_weights or None,
+        return temporal_split(sequences, test_seconds=args.test_days * DAY)
+    if args.split == "leave_last_out":
+        return leave_last_out(sequences)
+    raise SystemExit(f"split must be leave_last_out or temporal, got {args.split!r}")
+
+
+def fit_processor(args: PrepareArguments, train: Dataset) -> ImplicitRecProcessor:
+    """Fit on the training part; where days are added, only new items are learnt."""
+    if args.append:
+        processor = ImplicitRecProcessor.from_pretrained(Path(args.output_dir, "processor"))
+        print(f"{processor.extend(training_columns(train)):,} new items")
+        return processor
+    factors = dict(args.event_type_weights)
+    if args.learn_weights:
+        options = dict(args.learn_weights)
+        horizon = options.pop("horizon_days") * DAY
+        learned = learn_event_weights(train, horizon=horizon, **options)
+        print(learned)
+        factors = learned.factors | factors
+    return ImplicitRecProcessor.fit(
+        training_columns(train),
+        event_type_weights=factors or None,
         use_counts=args.use_counts,
+        duration_weight=args.duration_weight,
+        completion_cap=args.completion_cap,
+        negative_event_types=args.negative_event_types,
         half_life=args.half_life_days and args.half_life_days * DAY,
         max_weight=args.max_weight,
     )
+
+
+def write_report(args: PrepareArguments, events: Events, encoded, processor, folder: Path) -> None:
+    """The cleaning report as JSON, and as a page where matplotlib is there."""
+    events.report.save(folder / "cleaning_report.json")
+    if not args.report_page:
+        return
+    if find_spec("matplotlib") is None:
+        print("no report.html: plots need pip install 'implicitrec[report]'")
+        return
+    write_report_page(
+        folder / "report.html",
+        events.report,
+        before=profile_events(events.typed),
+        after=profile_events(events.table),
+        weights=weight_histograms(encoded["train"], processor),
+    )
+
+
+def main() -> None:
+    (args,) = parse_arguments(PrepareArguments)
+    events, names = read_events(args)
+    print(events.report)
+    splits = split_events(args, events)
+    processor = fit_processor(args, splits["train"])
     encoded = encode_splits(splits, processor)
     target = Path(args.output_dir)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    encoded.save_to_disk(partial / "sequences")
+    save_sequences(encoded, partial / "sequences")
     processor.save_pretrained(partial / "processor")
-    events.report.save(partial / "cleaning_report.json")
+    write_report(args, events, encoded, processor, partial)
+    if args.keep_events or args.append:
+        save_events(events, partial / "events")
+    old_names = target / "item_names.parquet"
     if names is not None:
         names.to_parquet(partial / "item_names.parquet", index=False)
+    elif args.append and old_names.exists():
+        shutil.copy(old_names, partial)
     (partial / "prepare.json").write_text(json.dumps(vars(args), indent=2))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

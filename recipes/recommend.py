@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from datasets import DatasetDict
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    load_sequences,
     parse_arguments,
 )
 
@@ -28,7 +28,7 @@ class RecommendArguments:
 
 def main() -> None:
     (args,) = parse_arguments(RecommendArguments)
-    rows = DatasetDict.load_from_disk(str(Path(args.data_dir) / "sequences"))["test"]
+    rows = load_sequences(Path(args.data_dir) / "sequences")["test"]
     processor = ImplicitRecProcessor.from_pretrained(args.model)
     model = ImplicitRecForScoring.from_pretrained(args.model)
     processor.check_model(model.config)

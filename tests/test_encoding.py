@@ -55,9 +55,11 @@ def test_a_part_of_the_rows_is_encoded_like_the_whole():
 
 
 def test_training_columns_are_the_events_end_to_end():
-    columns = training_columns(Dataset.from_dict(ROWS))
-    assert columns["item_id"].tolist() == ["a", "new", "b", "a", "new", "b"]
-    assert set(columns) == {"item_id", "event_type", "count"}
+    batches = training_columns(Dataset.from_dict(ROWS))
+    for _ in range(2):  # they can be read again
+        [columns] = list(batches)
+        assert columns["item_id"].tolist() == ["a", "new", "b", "a", "new", "b"]
+        assert set(columns) == {"item_id", "event_type", "count"}
 
 
 def test_cooccurrences_are_counted_by_gap_within_a_row():

@@ -35,6 +35,11 @@ def rows_of(events: Events) -> pd.DataFrame:
     return events.table.to_pandas().sort_values(order).reset_index(drop=True)
 
 
+def add(folder, log) -> Events:
+    save_events(append_events(folder, log), folder)
+    return open_events(folder)
+
+
 def assert_same(found: Events, expected: Events) -> None:
     pd.testing.assert_frame_equal(rows_of(found), rows_of(expected))
     assert found.report == expected.report
@@ -71,6 +76,7 @@ def test_adding_is_rebuilding(tmp_path_factory, cut: float, seed: int, options) 
     save_events(load_events(log[:first], SCHEMA, cleaning=options), folder)
     added = append_events(folder, log[first:])
     assert_same(added, load_events(log, SCHEMA, cleaning=options))
+    save_events(added, folder)
     assert_same(open_events(folder), added)
 
 
@@ -84,8 +90,8 @@ def test_adding_in_many_buckets(tmp_path, monkeypatch) -> None:
     assert_same(load_events(log, SCHEMA, cleaning=options), whole)
     monkeypatch.setattr(engine_module, "BUCKET_ROWS", 50)
     save_events(load_events(log[:300], SCHEMA, cleaning=options), tmp_path)
-    append_events(tmp_path, log[300:310])
-    assert_same(append_events(tmp_path, log[310:]), whole)
+    add(tmp_path, log[300:310])
+    assert_same(add(tmp_path, log[310:]), whole)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.is_dir()) == ["events.json"]
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
@@ -114,8 +120,8 @@ def test_platforms_are_added_to(tmp_path) -> None:
     web, app = log_of(120, 1), log_of(120, 2)
     schemas = {"web": SCHEMA, "app": EventSchema(count="count", clock_offset=-3600)}
     save_events(load_events({"web": web[:100], "app": app[:100]}, schemas), tmp_path)
-    added = append_events(tmp_path, {"app": app[100:]})
-    added = append_events(tmp_path, {"web": web[100:]})
+    add(tmp_path, {"app": app[100:]})
+    added = add(tmp_path, {"web": web[100:]})
     expected = load_events({"web": web, "app": app}, schemas)
     columns = [name for name in added.columns if name != "log_order"]  # the order of arrival
     pd.testing.assert_frame_equal(

@@ -18,7 +18,7 @@ SCHEMA = EventSchema(
 )
 OPTIONS = CleaningOptions(
     merge_repeats=True,
-    merge_seconds=600,
+    merge_seconds=30_000,
     max_events_per_day=60,
     bot_events_per_day=20,
     min_user_events=3,

@@ -1,0 +1,122 @@
+"""Data sets in shards on disk: written whole or not at all, and read a batch at a time."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.table import ConcatenationTable, MemoryMappedTable, Table
+from tqdm.auto import tqdm
+
+SHARD_EVENTS = 8_000_000
+BATCH_ROWS = 10_000
+CACHE = ".cache"
+
+
+def read_batches(rows: Dataset) -> Iterator[pa.RecordBatch]:
+    """The rows as record batches.
+
+    A file that the data set maps is mapped anew, one after the other: what was read does not stay in
+    memory, as the pages of a mapping that lives on do.
+    """
+    if rows._indices is not None:
+        for part in rows.with_format("arrow").iter(BATCH_ROWS):
+            yield from part.replace_schema_metadata(None).to_batches()
+        return
+    for block in _blocks(rows.data):
+        if isinstance(block, MemoryMappedTable):
+            block = MemoryMappedTable.from_file(block.path, block.replays)
+        yield from block.table.replace_schema_metadata(None).to_batches()
+
+
+def _blocks(table: Table) -> list[Table]:
+    """The parts of a table, one below the other."""
+    if not isinstance(table, ConcatenationTable):
+        return [table]
+    if any(len(beside) > 1 for beside in table.blocks):
+        return [table.combine_chunks()] if len(table.blocks) == 1 else [table]
+    return [block for beside in table.blocks for block in beside]
+
+
+def write_arrow(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path | None
+) -> Dataset:
+    """Write record batches to an Arrow stream file under a temporary name, rename it and map it.
+
+    Args:
+        path: of the file; when None, a temporary one that goes when the process ends.
+    """
+    if path is None:
+        folder = tempfile.mkdtemp(prefix="sequences-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / "sequences.arrow"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.ipc.new_stream(str(temporary), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(schema))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Dataset.from_file(str(path))
+
+
+def save_sequences(parts: Mapping[str, Dataset], folder: str | Path) -> None:
+    """Write the parts of a split as Parquet shards, `folder/<part>/00000.parquet` and so on.
+
+    All is written to a folder beside it, which is renamed at the end.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        for name, rows in parts.items():
+            _write_parquet(rows, partial / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_parquet(rows: Dataset, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    schema = rows.features.arrow_schema
+    writer, events = None, 0
+    with tqdm(total=len(rows), desc=f"writing {folder.name}", unit=" users", disable=None) as bar:
+        for batch in read_batches(rows):
+            if writer is None or events > SHARD_EVENTS:
+                if writer is not None:
+                    writer.close()
+                path = folder / f"{len(list(folder.iterdir())):05d}.parquet"
+                writer, events = pq.ParquetWriter(path, schema, compression="lz4"), 0
+            writer.write_batch(batch.cast(schema))
+            events += int(batch["length"].sum().as_py()) if "length" in batch.schema.names else 0
+            bar.update(batch.num_rows)
+    if writer is None:
+        writer = pq.ParquetWriter(folder / "00000.parquet", schema)
+    writer.close()
+
+
+def load_sequences(folder: str | Path) -> DatasetDict:
+    """What [`save_sequences`] wrote, mapped into memory from a cache beside it.
+
+    Raises:
+        FileNotFoundError: where there is no such folder.
+    """
+    folder = Path(folder)
+    parts = sorted(path for path in folder.glob("*") if path.is_dir() and path.name != CACHE)
+    if not parts:
+        raise FileNotFoundError(f"no sequences in {folder}; recipes/prepare.py writes them")
+    return DatasetDict({path.name: _load_parquet(path, folder / CACHE) for path in parts})
+
+
+def _load_parquet(folder: Path, cache: Path) -> Dataset:
+    """One part: the others may have other columns."""
+    files = {folder.name: [str(path) for path in sorted(folder.glob("*.parquet"))]}
+    return load_dataset("parquet", data_files=files, split=folder.name, cache_dir=str(cache))
