@@ -112,21 +112,25 @@ class Cleaner:
 
     def clean_users(self, table: ibis.Table) -> ibis.Table:
         """Drop machines and merge repeats; what this gives, it would leave as it is."""
-        table = self._drop_machines(table, "before")
+        limits = (self.options.max_events_per_day, self.options.bot_events_per_day)
+        least = min((limit for limit in limits if limit is not None), default=None)
+        days = None
+        if least is not None and "timestamp" in table.columns:
+            days = self.engine.keep("busy_days", _busy_days(table, least))
+            table = self._drop_machines(table, days, "before")
         if self.options.merge_repeats:
             table, repeats = merge_repeats(self.engine, table, self.options.merge_seconds)
             self.count("merged into the event before", repeats)
-            table = self._drop_machines(table, "after")  # fewer events may look different
+            if days is not None:  # fewer events may look different
+                table = self._drop_machines(table, days, "after")
         return table
 
-    def _drop_machines(self, table: ibis.Table, stage: str) -> ibis.Table:
+    def _drop_machines(self, table: ibis.Table, days: ibis.Table, stage: str) -> ibis.Table:
+        """Drop the users who were machines on one of their busy days."""
+        users = days.select("user_id").distinct()
+        rows = table.select("user_id", "item_id", "timestamp").semi_join(users, "user_id")
+        rows = self.engine.keep(f"busy_{stage}", _on_days(rows, days))
         most, least = self.options.max_events_per_day, self.options.bot_events_per_day
-        limits = [limit for limit in (most, least) if limit is not None]
-        if "timestamp" not in table.columns or not limits:
-            return table
-        users = table.group_by("user_id").agg(events=_.count()).filter(_.events >= min(limits))
-        users = self.engine.keep(f"busy_users_{stage}", users.select("user_id"))
-        rows = self.engine.keep(f"busy_{stage}", table.semi_join(users, "user_id"))
         found = {}
         if most is not None:
             busy = _days(rows, most + 1).select("user_id").distinct()
@@ -135,8 +139,7 @@ class Cleaner:
             found["user like a machine"] = machine_users(rows, least, self.options.bot_entropy)
         for place, (reason, who) in enumerate(found.items()):
             machines = self.engine.keep(f"machines_{stage}_{place}", who)
-            self.count(reason, self.engine.count(rows.semi_join(machines, "user_id")))
-            rows = rows.anti_join(machines, "user_id")
+            self.count(reason, self.engine.count(table.semi_join(machines, "user_id")))
             table = table.anti_join(machines, "user_id")
         return self.engine.settle(f"people_{stage}", table)
 
@@ -166,25 +169,46 @@ class Cleaner:
 def _copies(table: ibis.Table) -> ibis.Table:
     """The rows that have an equal one before them."""
     keys = [name for name in table.columns if name != "row"]
-    # Few rows share user, item and time: only those are compared in full.
+    # Few rows share user, item and time, and a number says which may: only those are compared in full.
     narrow = [name for name in ("user_id", "item_id", "timestamp", "order") if name in keys]
-    twins = table.group_by(narrow).agg(rows=_.count()).filter(_.rows > 1).select(narrow)
-    rows = table.semi_join(twins, narrow)
+    marked = table.mutate(mark=_mark(table, narrow))
+    twins = marked.group_by("mark").agg(rows=_.count()).filter(_.rows > 1).select("mark")
+    rows = marked.semi_join(twins, "mark")
     window = ibis.window(group_by=keys, order_by="row")
     return rows.select("row", number=ibis.row_number().over(window)).filter(_.number > 0)
 
 
+def _mark(table: ibis.Table, names: list[str]) -> ibis.Value:
+    """A number that rows alike in the named columns share."""
+    mark = table[names[0]].hash()
+    for name in names[1:]:
+        mark = mark ^ table[name].hash()
+    return mark
+
+
+def _day(table: ibis.Table) -> ibis.Value:
+    return (table.timestamp / SECONDS_PER_DAY).floor()
+
+
 def _days(rows: ibis.Table, least: int) -> ibis.Table:
     """User and UTC day of at least so many events."""
-    day = (rows.timestamp / SECONDS_PER_DAY).floor()
-    days = rows.group_by(rows.user_id, day=day).agg(events=rows.count())
-    return days.filter(days.events >= least)
+    days = rows.group_by(rows.user_id, day=_day(rows)).agg(events=rows.count())
+    return days.filter(days.events >= least).select("user_id", "day")
+
+
+def _busy_days(table: ibis.Table, least: int) -> ibis.Table:
+    """The same, by way of the users who have enough events in all."""
+    users = table.group_by("user_id").agg(events=_.count()).filter(_.events >= least)
+    return _days(table.semi_join(users, "user_id"), least)
+
+
+def _on_days(rows: ibis.Table, days: ibis.Table) -> ibis.Table:
+    return rows.mutate(day=_day(rows)).semi_join(days, ["user_id", "day"]).drop("day")
 
 
 def machine_users(rows: ibis.Table, least: int, bits: float) -> ibis.Table:
     """Users who on a busy day took one item again and again, or kept time like a clock."""
-    rows = rows.mutate(day=(rows.timestamp / SECONDS_PER_DAY).floor())
-    rows = rows.semi_join(_days(rows, least), ["user_id", "day"])
+    rows = rows.mutate(day=_day(rows)).semi_join(_days(rows, least), ["user_id", "day"])
     items = rows.group_by("user_id", "day", value=rows.item_id.cast("string")).agg(rows=_.count())
     moments = rows.select("user_id", "day", "timestamp").distinct()
     window = ibis.window(group_by=["user_id", "day"], order_by="timestamp")

@@ -11,9 +11,10 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .baselines import EASE
+from .names_implicitrec import CodedNames
 from .processing_implicitrec import ImplicitRecProcessor
-from .shards import read_batches, write_arrow
-from .weights_implicitrec import CodedNames, is_any
+from .shards import map_ahead, read_batches, write_arrow
+from .weights_implicitrec import is_any
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class TrainingBatch(Mapping):
         self._names = {FLAT_NAMES[n]: n for n in FLAT_NAMES if n in batch.schema.names}
 
     def __getitem__(self, name: str) -> np.ndarray | CodedNames:
+        if name == "item_id":
+            return _coded(self._batch["item_ids"].flatten())
         return _flat(self._batch, self._names[name])
 
     def __contains__(self, name: object) -> bool:
@@ -76,10 +79,12 @@ def _flatten(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
 def _flat(batch: pa.RecordBatch, name: str) -> np.ndarray | CodedNames:
     """The values of a list column for the processor: names as codes, all else as numpy."""
     values = batch[name].flatten()
-    if name not in NAMED:
-        return _numpy(values)
+    return _coded(values) if name in NAMED else _numpy(values)
+
+
+def _coded(values: pa.Array) -> CodedNames:
     coded = values.dictionary_encode()
-    return CodedNames(_numpy(coded.indices.fill_null(-1)), coded.dictionary.to_pylist())
+    return CodedNames(_numpy(coded.indices.fill_null(-1)), _numpy(coded.dictionary))
 
 
 def encode_sequences(
@@ -96,18 +101,20 @@ def encode_sequences(
             the process ends.
     """
     empty = pa.RecordBatch.from_pylist([], schema=rows.features.arrow_schema)
-    schema = _encode(empty.replace_schema_metadata(None), processor, 0)[0].schema
+    schema = _encode(empty.replace_schema_metadata(None), processor)[0].schema
     unknown = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal unknown
         first = 0
         with tqdm(total=len(rows), desc="encoding", unit=" users", disable=None) as bar:
-            for batch in read_batches(rows):
-                encoded, left_out = _encode(batch, processor, first)
-                first, unknown = first + batch.num_rows, unknown + left_out
-                bar.update(batch.num_rows)
-                yield encoded
+            for encoded, left_out in map_ahead(
+                lambda batch: _encode(batch, processor), read_batches(rows)
+            ):
+                row = pa.array(np.arange(first, first + encoded.num_rows))
+                yield encoded.set_column(encoded.schema.get_field_index("row"), "row", row)
+                first, unknown = first + encoded.num_rows, unknown + left_out
+                bar.update(encoded.num_rows)
 
     encoded = write_arrow(batches(), schema, path)
     if unknown:
@@ -115,9 +122,7 @@ def encode_sequences(
     return encoded
 
 
-def _encode(
-    batch: pa.RecordBatch, processor: ImplicitRecProcessor, first: int
-) -> tuple[pa.RecordBatch, int]:
+def _encode(batch: pa.RecordBatch, processor: ImplicitRecProcessor) -> tuple[pa.RecordBatch, int]:
     """A record batch of sequences encoded, and how many events of unknown items it had."""
     weighing = ["timestamps", *(name for name in FLAT_NAMES if name != "item_ids")]
     flat: dict = {name: _flat(batch, name) for name in weighing if name in batch.schema.names}
@@ -134,7 +139,7 @@ def _encode(
     for name, values in encoded.items():
         columns[name] = _lists(pa.array(values[known], SMALL.get(name)), kept)
     columns["length"] = pa.array(np.diff(kept))
-    columns["row"] = pa.array(first + np.arange(len(kept) - 1))
+    columns["row"] = pa.array(np.arange(len(kept) - 1))
     if "target_item_ids" in batch.schema.names:
         columns["target_ids"] = _targets(batch, processor)
     return pa.RecordBatch.from_pydict(columns), int((~known).sum())

@@ -56,6 +56,13 @@ def text_of(column: ibis.Value) -> ibis.Value:
     return column.cast("string").nullif("")
 
 
+def is_missing(column: ibis.Value) -> ibis.Value:
+    """Whether there is no value; text may be empty."""
+    kind = column.type()
+    plain = kind.is_numeric() or kind.is_timestamp() or kind.is_date()
+    return column.isnull() if plain else text_of(column).isnull()
+
+
 def is_whole(column: ibis.Value, from_csv: bool) -> ibis.Value | None:
     """Whether each id is a whole number (in a CSV: written as such); None for no integer at all."""
     kind, whole = column.type(), column.try_cast("int64")
@@ -111,7 +118,7 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
     if "timestamp" in raw.columns:
         seconds = seconds_of(raw_time(raw.timestamp)) + rules.clock_offset
         values["timestamp"] = seconds
-        reasons += [(text_of(raw.timestamp).isnull(), "missing timestamp")]
+        reasons += [(is_missing(raw.timestamp), "missing timestamp")]
         reasons += [(seconds.isnull(), "unparsable timestamp")]
         if rules.earliest is not None:
             reasons += [(seconds < rules.earliest, "ancient timestamp")]
@@ -135,7 +142,7 @@ def _strengths(
         if name == "item_duration":
             strengths[name] = ibis.ifelse(number > 0, number, ibis.null("float64"))
             continue
-        reasons += [(text_of(raw[name]).notnull() & number.isnull(), f"{name} not a number")]
+        reasons += [(~is_missing(raw[name]) & number.isnull(), f"{name} not a number")]
         if name == "count" and rules.negative_type is not None:
             negative = ibis.literal(rules.negative_type)
             own = values.get("event_type", ibis.null("string"))
@@ -162,7 +169,7 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
             parts[name] = whole.all()
     if "timestamp" in raw.columns:
         number = raw_time(raw.timestamp)
-        parts |= {"times": number.count(), "given": text_of(raw.timestamp).count()}
+        parts |= {"times": number.count(), "given": (~is_missing(raw.timestamp)).sum()}
         limit = float("inf")
         for above, _factor, unit in TIME_UNITS:
             parts[unit] = ((number > above) & (number <= limit)).sum()

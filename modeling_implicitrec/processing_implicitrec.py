@@ -12,6 +12,7 @@ from .histories_implicitrec import read_histories
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
     COLUMNS,
+    SpreadBatches,
     check_choices,
     collapse,
     completion_mean,
@@ -139,6 +140,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             negative_event_types=negative,
         )
         processor.vocabulary = vocabulary
+        batches = SpreadBatches(batches, int(vocabulary.counts.sum()))
         if duration_weight == "quantile":
             processor.length_groups, processor.duration_quantiles = duration_tables(batches)
         elif duration_weight == "completion":

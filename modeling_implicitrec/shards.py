@@ -4,8 +4,11 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.table import ConcatenationTable, MemoryMappedTable, Table
 from tqdm.auto import tqdm
 
+A = TypeVar("A")
+B = TypeVar("B")
 SHARD_EVENTS = 8_000_000
 BATCH_ROWS = 10_000
 CACHE = ".cache"
@@ -41,6 +46,18 @@ def _blocks(table: Table) -> list[Table]:
     if any(len(beside) > 1 for beside in table.blocks):
         return [table.combine_chunks()] if len(table.blocks) == 1 else [table]
     return [block for beside in table.blocks for block in beside]
+
+
+def map_ahead(function: Callable[[A], B], values: Iterable[A], threads: int = 2) -> Iterator[B]:
+    """Results in order, a few of them computed ahead in threads; numpy and Arrow let them run."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[B]] = deque()
+        for value in values:
+            waiting.append(pool.submit(function, value))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def write_arrow(

@@ -11,6 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .names_implicitrec import CodedNames
+
 FILE_NAME = "item_vocabulary.safetensors"
 BLOCK = 1_000_000  # strings looked up at a time, to bound memory
 
@@ -264,11 +266,14 @@ def count_items(batches: Iterable, min_count: int) -> ItemVocabulary:
     texts: Counter = Counter()
     parts: list = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
     for batch in batches:
-        ids = read_ids(batch)
+        counted = batch.counted() if isinstance(batch, CodedNames) else None
+        ids = read_ids(batch if counted is None else list(counted))
         if isinstance(ids, list):
-            texts.update(ids)
-            continue
-        parts.append(np.unique(ids, return_counts=True))
+            texts.update(ids if counted is None else counted)
+        elif counted is None:
+            parts.append(np.unique(ids, return_counts=True))
+        else:
+            parts.append((ids, np.array(list(counted.values()), np.int64)))
         if sum(len(part[0]) for part in parts[1:]) > max(BLOCK, len(parts[0][0])):
             parts = [_add_counts(parts)]
     numbers, sizes = _add_counts(parts)

@@ -3,9 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+
+from .names_implicitrec import CodedNames
 
 COLUMNS = {
     "item_id": "item_ids",
@@ -20,6 +23,7 @@ DURATION_WEIGHTS = ("quantile", "completion", None)
 LENGTH_GROUPS = 5
 QUANTILES = 64
 SAMPLE = 1_000_000  # durations that the quantiles are taken from
+ENOUGH = 10_000_000  # events that a mean is taken from
 logger = logging.getLogger(__name__)
 
 
@@ -62,31 +66,6 @@ def read_strengths(values: Any, name: str) -> np.ndarray:
     return numbers
 
 
-class CodedNames:
-    """A column of names as places in a short list of them, compared without touching a string.
-
-    Args:
-        codes: the place of each name, -1 for a missing one.
-        names: the list.
-    """
-
-    def __init__(self, codes: np.ndarray, names: Sequence[str]) -> None:
-        self.codes = codes
-        self.names = list(names)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __eq__(self, name: Any) -> np.ndarray:  # type: ignore[override]
-        place = self.names.index(name) if name in self.names else -2
-        return self.codes == place
-
-    def counts(self) -> dict[str, int]:
-        """How often each name occurs."""
-        total = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
-        return {name: int(count) for name, count in zip(self.names, total) if count}
-
-
 def read_names(event_types: Any) -> np.ndarray | CodedNames:
     """Names that `== name` compares one by one."""
     if isinstance(event_types, CodedNames):
@@ -119,6 +98,8 @@ def positive_items(batch: Mapping[str, Any], negative_event_types: Sequence[str]
     if not negative_event_types or "event_type" not in batch:
         return items
     kept = ~is_any(batch["event_type"], negative_event_types)
+    if isinstance(items, CodedNames):
+        return items[kept]
     if isinstance(items, list | tuple):
         return [item for item, keep in zip(items, kept) if keep]
     return np.asarray(items)[kept]
@@ -137,7 +118,7 @@ def count_types(
         if "event_type" in batch:
             names = read_names(batch["event_type"])
             if isinstance(names, CodedNames):
-                total.update(names.counts())
+                total.update(names.counted())
             else:
                 total.update(name for name in names if isinstance(name, str))
     absent = [name for name in negative if not total[name]]
@@ -161,6 +142,16 @@ def length_group(lengths: np.ndarray, cuts: np.ndarray | Sequence[float]) -> np.
     """The group of each content length; the last one is for an unknown length."""
     group = np.searchsorted(cuts, np.nan_to_num(lengths), side="right")
     return np.where(np.isnan(lengths), len(cuts) + 1, group)
+
+
+class SpreadBatches:
+    """All batches, or of a log with more events than are enough every k-th one."""
+
+    def __init__(self, batches: Iterable, events: int) -> None:
+        self._batches, self._step = batches, -(-events // ENOUGH)
+
+    def __iter__(self) -> Iterator:
+        return islice(self._batches, 0, None, max(self._step, 1))
 
 
 def sample_durations(batches: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -16,14 +16,22 @@ from modeling_implicitrec import (
     build_sequences,
     encode_sequences,
     load_events,
+    save_sequences,
     training_columns,
 )
 
 STRENGTHS = ("event_type", "duration", "item_duration", "count")
 
 
-def prepare(log: Path, output: Path, settings: dict) -> dict[str, int]:
+def prepare(log: Path, output: Path, settings: dict) -> dict:
     """Clean the log, fit the processor, encode every user's sequence and save both."""
+    steps: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def finished(step: str) -> None:
+        nonlocal started
+        steps[step], started = time.perf_counter() - started, time.perf_counter()
+
     events = load_events(
         str(log / "*.parquet"),
         EventSchema(**{name: name for name in STRENGTHS}),
@@ -31,19 +39,27 @@ def prepare(log: Path, output: Path, settings: dict) -> dict[str, int]:
             max_events_per_day=settings["max_events_per_day"],
             clip_quantile=settings["clip_quantile"],
             merge_repeats=True,
+            **settings.get("cleaning", {}),
         ),
+        memory_limit="1GB",
         temp_directory=str(output),
     )
-    sequences = build_sequences(events, path=output / "sequences.arrow")
+    finished("events")
+    sequences = build_sequences(events, path=output / "histories.arrow")
+    finished("sequences")
     processor = ImplicitRecProcessor.fit(
         training_columns(sequences),
         event_type_weights=settings["event_type_weights"],
         max_weight=settings["max_weight"],
     )
-    encoded = encode_sequences(sequences, processor)
-    encoded.save_to_disk(output / "sequences")
+    finished("processor")
+    encoded = encode_sequences(sequences, processor, path=output / "encoded.arrow")
+    finished("encoding")
+    save_sequences({"train": encoded}, output / "sequences")
     processor.save_pretrained(output / "processor")
-    return {"events": len(events), "users": len(encoded), "items": processor.vocab_size - 1}
+    finished("shards")
+    facts = {"events": len(events), "users": len(encoded), "items": processor.vocab_size - 1}
+    return facts | {"steps": steps}
 
 
 def main() -> None:
