@@ -58,6 +58,7 @@ from .processing_implicitrec import ImplicitRecProcessor
 from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .source_files import hide_secrets
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
 AutoModel.register(ImplicitRecConfig, ImplicitRecForScoring)
@@ -111,6 +112,7 @@ __all__ = [
     "encode_splits",
     "evaluate",
     "fit_baselines",
+    "hide_secrets",
     "leave_last_out",
     "load_events",
     "parse_arguments",

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import ibis
-from ibis import _
 
 IDS = ("user_id", "item_id")
 STRENGTHS = ("duration", "count")
@@ -26,6 +25,7 @@ class ColumnRules:
         negative_type: the event type of rows with a negative count, which loses its sign.
         earliest: in seconds; rows before it are dropped. `latest` likewise.
         max_duration: seconds; a longer dwell time is not believed, and counts as not recorded.
+        unreadable: the columns that hold text of which none is a time or a number.
     """
 
     whole_ids: frozenset[str] = frozenset()
@@ -36,6 +36,7 @@ class ColumnRules:
     latest: float | None = None
     max_duration: float | None = None
     notes: dict[str, int | float | str] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
 
 def text_of(column: ibis.Value) -> ibis.Value:
@@ -88,8 +89,16 @@ def seconds_of(number: ibis.Value) -> ibis.Value:
     return ibis.cases(*branches, else_=number)
 
 
+def column_of(reason: str) -> str:
+    """Our name of the column that a reason of `type_columns` speaks of."""
+    return next(word for word in reason.split() if word in (*IDS, "timestamp", "order", *NUMBERS))
+
+
 def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
-    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can)."""
+    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can).
+
+    `value` is what the source has in the column that the reason speaks of.
+    """
     values: dict[str, ibis.Value] = {
         name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
         for name in IDS
@@ -108,7 +117,10 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         values["order"] = raw.order.try_cast("int64")
         reasons += [(values["order"].isnull(), "missing order")]
     strengths, more = _strengths(raw, values, rules)
-    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*reasons, *more))
+    reasons += more
+    shown = [(why, text_of(raw[column_of(name)]).substr(0, 80)) for why, name in reasons]
+    named = {"reason": ibis.cases(*reasons), "value": ibis.cases(*shown)}
+    return raw.select(**values | strengths, row=raw.row, **named)
 
 
 def _strengths(
@@ -137,11 +149,7 @@ def _strengths(
 
 
 def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
-    """What one scan of the raw log tells about its columns, and how many rows it has.
-
-    Raises:
-        ValueError: where no timestamp can be read.
-    """
+    """What one scan of the raw log tells about its columns, and how many rows it has."""
     parts: dict[str, ibis.Value] = {"rows": raw.count()}
     for name in IDS:
         whole = is_whole(raw[name], given.from_csv)
@@ -149,7 +157,7 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
             parts[name] = whole.all()
     if "timestamp" in raw.columns:
         number = raw_time(raw.timestamp)
-        parts |= {"times": number.count(), "given": text_of(raw.timestamp).count()}
+        parts["times"] = number.count()
         limit = float("inf")
         for above, _factor, unit in TIME_UNITS:
             parts[unit] = ((number > above) & (number <= limit)).sum()
@@ -161,10 +169,21 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
             parts["modern"] = (seconds_of(number) >= given.earliest).sum()
     if "duration" in raw.columns and given.max_duration is not None:
         parts["long"] = (number_of(raw.duration) > given.max_duration).sum()
+    parts |= _texts(raw)
     found = raw.aggregate(**parts).to_pyarrow().to_pylist()[0]
-    if found.get("given") and not found["times"]:
-        _refuse_times(raw)
     return _rules(given, found), int(found["rows"])
+
+
+def _texts(raw: ibis.Table) -> dict[str, ibis.Value]:
+    """Of each column of text that should be no text, how many values there are and can be read."""
+    parts = {}
+    for name in ("timestamp", "order", *NUMBERS):
+        if name in raw.columns and raw[name].type().is_string():
+            column = raw[name]
+            readers = {"timestamp": raw_time, "order": lambda order: order.try_cast("int64")}
+            parts[f"given {name}"] = text_of(column).count()
+            parts[f"read {name}"] = readers.get(name, number_of)(column).count()
+    return parts
 
 
 def _rules(given: ColumnRules, found: dict) -> ColumnRules:
@@ -172,6 +191,9 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
     notes = {f"timestamps in {unit}": found[unit] for *_rest, unit in TIME_UNITS if found.get(unit)}
     if found.get("misread"):
         notes["timestamps a thousand times too small"] = found["misread"]
+    unread = (found.get("given item_duration") or 0) - (found.get("read item_duration") or 0)
+    if unread:
+        notes["item_duration not a number"] = unread
     if found.get("long"):
         notes["duration not believed"] = found["long"]
     # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
@@ -185,13 +207,9 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
         latest=given.latest if is_dated else None,
         max_duration=given.max_duration,
         notes=notes,
-    )
-
-
-def _refuse_times(raw: ibis.Table) -> None:
-    text = text_of(raw.timestamp)
-    example = raw.select(text=text).filter(_.text.notnull()).limit(1).to_pyarrow().to_pylist()[0]
-    raise ValueError(
-        "timestamp must be a time, an ISO string or a number of seconds since 1970; "
-        f"none could be read, for example {example['text']!r}"
+        unreadable=tuple(
+            name
+            for name in ("timestamp", "order", *NUMBERS)
+            if found.get(f"given {name}") and not found[f"read {name}"]
+        ),
     )

@@ -25,7 +25,13 @@ from modeling_implicitrec.event_columns import (
     find_rules,
     type_columns,
 )
-from modeling_implicitrec.event_source import LogSource, describe_source, is_csv, read_log
+from modeling_implicitrec.event_source import (
+    LogSource,
+    describe_source,
+    find_examples,
+    read_log,
+    refuse_unreadable,
+)
 
 COLUMNS = ("user_id", "item_id", "event_type", "timestamp", *NUMBERS, "platform", "log_order")
 SORTED = ("user_id", "timestamp", "log_order", "row")
@@ -119,10 +125,12 @@ def load_events(
     """Read a raw log and clean it; every row that does not come out is counted under a reason.
 
     Args:
-        source: path or glob of Parquet, CSV or JSONL (also gzipped), a list of paths, a
-            `datasets.Dataset`, a pandas or polars frame, a pyarrow table or an Ibis table. Files
-            are read in the order of their names, rows in the order of the source. A table of Ibis's
-            PySpark backend is cleaned by its Spark session, all else by an embedded DuckDB.
+        source: path, glob, folder or URL (whatever fsspec reads) of Parquet, CSV or JSON lines, also
+            gzipped, or a list of them; `duckdb://`, `sqlite://` or `postgresql://` with `?table=`; a
+            `datasets.Dataset` or `IterableDataset`, a pandas or polars frame, a pyarrow table or an
+            Ibis table. Folders `key=value` give columns. Files are read in the order of their paths,
+            rows in the order of the source. A table of Ibis's PySpark backend is cleaned by its Spark
+            session, all else by an embedded DuckDB.
         memory_limit: DuckDB's limit, as in "1GB"; half of the machine's memory when None. Beyond it
             DuckDB spills to disk.
         temp_directory: folder for what is written on the way, and for the events; the system's own
@@ -130,31 +138,34 @@ def load_events(
 
     Raises:
         FileNotFoundError: if no file matches.
-        ValueError: for a missing column, an unreadable or wrongly typed source, an empty log, or a
-            log of which cleaning leaves nothing.
+        ImportError: if a URL needs a package that is not installed; the message names it.
+        ValueError: for a missing column, an unreadable or wrongly typed source (naming the file, and
+            column, row or line of what is wrong), an empty log, or a log of which cleaning leaves nothing.
 
     >>> log = pd.DataFrame({"user_id": [1, 2], "item_id": ["a", None], "timestamp": [3, 4]})
     >>> load_events(log).report.dropped
     {'missing item_id': 1}
     """
     engine = _engine(source, memory_limit, temp_directory)
+    log = read_log(engine, source, schema.mapped())
     try:
         rules = ColumnRules(
-            from_csv=is_csv(source),
+            from_csv=log.is_csv,
             positive=cleaning.drop_nonpositive,
             negative_type=cleaning.negative_count_type,
             earliest=cleaning.seconds("earliest"),
             latest=cleaning.seconds("latest"),
             max_duration=cleaning.max_duration,
         )
-        raw = read_log(engine, source, schema.mapped())
-        rules, rows = find_rules(raw, rules)
+        rules, rows = find_rules(log.table, rules)
         if not rows:
             raise ValueError(f"the log {describe_source(source)} is empty")
-        engine.stage(type_columns(raw, rules), rows)
-        return _clean(engine, cleaning, rows, rules.notes)
+        refuse_unreadable(log, rules.unreadable)
+        engine.stage(type_columns(log.table, rules), rows)
+        examples = find_examples(log, engine.stored("staged"))
     except (duckdb.Error, pa.ArrowException) as error:
-        raise ValueError(f"could not read {describe_source(source)}: {error}") from error
+        raise log.explain(error) from error
+    return _clean(engine, cleaning, rows, rules.notes, examples)
 
 
 def _engine(source: LogSource, memory_limit: str | None, temp_directory: str | None) -> Engine:
@@ -175,11 +186,13 @@ def _discard(connection: ibis.BaseBackend, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clean(engine: Engine, options: CleaningOptions, rows_in: int, notes: dict) -> Events:
+def _clean(
+    engine: Engine, options: CleaningOptions, rows_in: int, notes: dict, examples: dict
+) -> Events:
     cleaner = Cleaner(engine, options)
     cleaner.count_unusable(engine.stored("staged"))
     for bucket in engine.buckets("staged"):
-        usable = bucket.filter(bucket.reason.isnull()).drop("reason")
+        usable = bucket.filter(bucket.reason.isnull()).drop("reason", "value")
         _store(engine, cleaner.clean_users(cleaner.drop_duplicates(usable)), "clean")
     stored = engine.stored("clean")
     while kept := cleaner.core(stored):
@@ -196,7 +209,7 @@ def _clean(engine: Engine, options: CleaningOptions, rows_in: int, notes: dict) 
     limits = clip_limits(stored, options.clip_quantile)
     for name, (limit, higher) in limits.items():
         notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
-    report = CleaningReport(rows_in, rows_out, cleaner.dropped, notes | _missing(stored))
+    report = CleaningReport(rows_in, rows_out, cleaner.dropped, notes | _missing(stored), examples)
     if not rows_out:
         raise ValueError(f"nothing is left of the log after cleaning:\n{report}")
     return Events(engine, report, {name: limit for name, (limit, _) in limits.items()})

