@@ -102,6 +102,7 @@ def read_log(engine: Engine, source: LogSource, names: dict[str, str]) -> RawLog
             table = _read_table(engine, source, names)
     except (duckdb.Error, pa.ArrowException) as error:
         raise ValueError(f"could not read {shown}: {hide_secrets(str(error))}") from error
+    # Ours, not the log's names: two of ours may be one column there.
     numbered = engine.number(table.select(**{name: table[names[name]] for name in names}))
     log = RawLog(numbered, names, shown, files, isinstance(engine, DuckDBEngine))
     _check_types(log)

@@ -5,11 +5,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import fsspec
 import ibis
+from fsspec.implementations.http import HTTPFileSystem
+from fsspec.registry import known_implementations
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,17 @@ SECRET = re.compile(
 )
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
+
+
+class WebFiles(HTTPFileSystem):
+    """Files of a web server, with the date that DuckDB asks for and the server need not tell."""
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(0, UTC)
+
+    def glob(self, path: str, **_kwargs: object) -> list[str]:
+        """The file itself: a server lists nothing, and a ? in a URL is no pattern."""
+        return [re.sub(r"\[([?*[])\]", r"\1", path)]
 
 
 def hide_secrets(text: str) -> str:
@@ -117,9 +131,10 @@ def _remote(connection: ibis.BaseBackend, url: str) -> list[str]:
     except ValueError as error:
         raise ValueError(f"cannot read {hide_secrets(url)}: {error}") from None
     # DuckDB asks a registered file system before any of its own.
+    is_web = scheme_of(url) in ("http", "https")
     if scheme_of(url) not in connection.con.list_filesystems():
-        connection.con.register_filesystem(files)
-    if scheme_of(url) in ("http", "https"):  # lists no folders, and a ? is no pattern
+        connection.con.register_filesystem(WebFiles() if is_web else files)
+    if is_web:
         return [url] if files.exists(root) else []
     if files.isfile(root):
         return [files.unstrip_protocol(root)]
@@ -129,7 +144,7 @@ def _remote(connection: ibis.BaseBackend, url: str) -> list[str]:
 
 def _package(scheme: str) -> str:
     """What to install for a protocol, as fsspec itself tells where it knows."""
-    told = fsspec.registry.known_implementations.get(scheme, {}).get("err", "")
+    told = known_implementations.get(scheme, {}).get("err", "")
     found = re.search(r"\b(s3fs|gcsfs|adlfs|huggingface_hub|aiohttp|paramiko|ocifs)\b", told)
     return found.group(1) if found else f"what fsspec's {scheme} needs"
 

@@ -16,6 +16,7 @@ DELIMITERS = (",", "\t", ";", "|")
 OPTIONAL = ("event_type", "duration", "item_duration", "count", "platform")
 LINE = "delim = '\x01', quote = '', escape = '', header = false, auto_detect = false"
 JSON_LINES = "format = 'newline_delimited'"
+NO_PARTITIONS = "hive_partitioning = false"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,12 @@ class LogFiles:
             if self.kind == "CSV":
                 return self._csv_schema(path, set(names.values()))
             if self.kind == "Parquet":
-                return FileSchema(path, self._describe(f"read_parquet({_listed([path])})"))
-            reader = f"read_json({_listed([path])}, {JSON_LINES}, sample_size = -1)"
+                return FileSchema(
+                    path, self._describe(f"read_parquet({_listed([path])}, {NO_PARTITIONS})")
+                )
+            reader = (
+                f"read_json({_listed([path])}, {JSON_LINES}, {NO_PARTITIONS}, sample_size = -1)"
+            )
             columns = self._describe(reader)
             if columns == {"json": "JSON"} and not self._rows(f"FROM {reader} LIMIT 1"):
                 return None
@@ -117,7 +122,9 @@ class LogFiles:
 
     def _csv_schema(self, path: str, wanted: set[str]) -> FileSchema | None:
         """By the header alone: rows that do not fit it shall not change what it is."""
-        reader = f"read_csv({_listed([path])}, {LINE}, columns = {{'line': 'VARCHAR'}})"
+        reader = (
+            f"read_csv({_listed([path])}, {LINE}, {NO_PARTITIONS}, columns = {{'line': 'VARCHAR'}})"
+        )
         lines = self._rows(f"SELECT line FROM {reader} LIMIT 1")
         if not lines:
             return None
@@ -196,6 +203,7 @@ class LogFiles:
             for name, column in names.items():
                 lenient = self.kind == "JSON lines" and name in OPTIONAL and column in once
                 if column not in found and not lenient:
+                    found = [*schema.columns, *partitions_of(schema.path)]
                     raise missing_column(name, column, hide_secrets(schema.path), found)
 
     def _common_type(self, column: str) -> str:
@@ -294,6 +302,7 @@ def _quoted(name: str) -> str:
 
 
 def _first_words(error: Exception) -> str:
-    """What a library says, without its advice."""
+    """What a library says, without its advice; of a traceback, what it ends with."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return hide_secrets(lines[0][:300])
+    said = [line for line in lines if line.strip()]
+    return hide_secrets((said[-1] if "Traceback" in said[0] else said[0]).strip()[:300])

@@ -40,6 +40,12 @@ def test_the_python_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert "'artist 3'" not in recommended
 
 
+def test_the_python_of_the_page_about_logs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/logs.md").read_text(), re.S):
+        exec(compile(block, "logs.md", "exec"), {})
+
+
 def test_the_worked_weight_is_what_the_processor_computes():
     processor = ImplicitRecProcessor.fit({"item_id": [*"aaaaaa"], "count": [1, 2, 1, 1, 1, 3]})
     weights = processor.weights(counts=[3, 1])
