@@ -1,5 +1,6 @@
 """A table in DuckDB, SQLite or a real PostgreSQL server gives the same events as a frame of it."""
 
+import functools
 import glob
 import json
 import os
@@ -27,6 +28,7 @@ IN_URL = "p%40ss%2Fw%3Ard%3F1"
 ROWS = [(2, "b", 10, 1.0), (1, "a", 20, 2.0), (1, "c", 30, None), (2, "", 40, 4.0)]
 
 
+@functools.cache
 def expected() -> pd.DataFrame:
     log = pd.DataFrame(ROWS, columns=["who", "what", "when", "count"])
     return load_events(log, SCHEMA).to_pandas()
