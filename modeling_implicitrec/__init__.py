@@ -60,6 +60,7 @@ from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
+from .source_files import hide_secrets
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -118,6 +119,7 @@ __all__ = [
     "evaluate",
     "fit_baselines",
     "learn_event_weights",
+    "hide_secrets",
     "leave_last_out",
     "load_events",
     "load_sequences",

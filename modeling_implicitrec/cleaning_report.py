@@ -4,11 +4,16 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class CleaningReport:
     """Rows in, rows out and rows dropped per reason, which add up; `notes` holds all the rest.
+
+    Args:
+        examples: of each reason that lies in a row alone its first rows, each as the source's name (its
+            file), `row` (the first is 1), `column` and `value`.
 
     Raises:
         ValueError: if `rows_in` is not `rows_out` plus the dropped rows.
@@ -18,6 +23,7 @@ class CleaningReport:
     rows_out: int
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int | float | str] = field(default_factory=dict)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         total = self.rows_out + sum(self.dropped.values())
@@ -26,7 +32,7 @@ class CleaningReport:
                 f"rows_in is {self.rows_in}, but rows out and dropped add up to {total}"
             )
 
-    def to_dict(self) -> dict[str, int | dict[str, int] | dict[str, int | float | str]]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         return asdict(self)
 
@@ -42,6 +48,16 @@ class CleaningReport:
         rows += [(f"  dropped: {reason}", count) for reason, count in self.dropped.items()]
         rows += [("rows out", self.rows_out)]
         rows += [(f"  note: {name}", value) for name, value in self.notes.items()]
+        rows += [
+            (f"  first: {reason}", _shown(found[0])) for reason, found in self.examples.items()
+        ]
         cells = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows]
         left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
         return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells)
+
+
+def _shown(example: dict[str, Any]) -> str:
+    where = (
+        example["file"] if example["row"] is None else f"{example['file']}, row {example['row']}"
+    )
+    return f"{where}, column {example['column']!r}: {example['value']!r}"

