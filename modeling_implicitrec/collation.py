@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .weights_implicitrec import collapse
 
-INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids")
+INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
 FLOATS = ("input_weights",)
 
 

@@ -21,6 +21,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_event_types: event type ids including 0, which means "none or unknown".
         negative_event_type_ids: event types that are evidence against their item (the processor's
             `negative_event_type_ids`): the body sees them, the priors do not count them.
+        num_platforms: platform ids including 0, which means "none or unknown"; 1 for a model that does
+            not tell platforms apart.
         hidden_size: width of the embeddings and of every block.
         num_hidden_layers: number of blocks.
         num_attention_heads: heads of the attention mixer; divides `hidden_size`.
@@ -69,6 +71,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     vocab_size: int = 1001
     num_event_types: int = 1
     negative_event_type_ids: list[int] | None = None
+    num_platforms: int = 1
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
@@ -120,6 +123,7 @@ class ImplicitRecConfig(PreTrainedConfig):
             "num_attention_heads",
             "intermediate_size",
             "num_event_types",
+            "num_platforms",
         )
         positive += ("max_position_embeddings", "num_time_buckets", "num_negatives")
         positive += ("loss_chunk_size", "cooccurrence_context", "convolution_kernel_size")

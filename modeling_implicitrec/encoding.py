@@ -24,9 +24,10 @@ FLAT_NAMES = {
     "durations": "duration",
     "item_durations": "item_duration",
     "counts": "count",
+    "platforms": "platform",
 }
-NAMED = ("event_types", "target_event_types")
-SMALL = {"input_ids": pa.int32(), "event_type_ids": pa.int16()}
+NAMED = ("event_types", "target_event_types", "platforms")
+SMALL = {"input_ids": pa.int32(), "event_type_ids": pa.int16(), "platform_ids": pa.int16()}
 
 
 class TrainingBatch(Mapping):

@@ -1,4 +1,4 @@
-"""Histories as people write them -> one mapping of list columns per history."""
+"""Histories as people write them -> one mapping of list columns per history, and back to one batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,3 +55,25 @@ def _columns(history: Any, place: int) -> dict[str, Any]:
     if all(time is None for time in columns.get("timestamps", [])):
         columns.pop("timestamps", None)
     return columns
+
+
+def pad_histories(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns `[rows, longest]` of at least one place, filled up with 0 on the right."""
+    width = max(1, max(len(row["input_ids"]) for row in rows))
+    return {
+        name: np.stack([np.pad(row[name], (0, width - len(row[name]))) for row in rows])
+        for name in rows[0]
+    }
+
+
+def check_offsets(offsets: np.ndarray, size: int) -> None:
+    """Raise `ValueError` where row offsets do not cut `size` events."""
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must rise from 0 to the number of events, {size}")
+
+
+def ages_in_rows(times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Seconds from each event to the last one of its row."""
+    sizes = np.diff(offsets)
+    last = np.maximum.reduceat(times, offsets[:-1][sizes > 0])
+    return np.repeat(last, sizes[sizes > 0]) - times

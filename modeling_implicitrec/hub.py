@@ -213,6 +213,8 @@ def _data_rows(
     rows += [("users trained on", NOT_MEASURED if users is None else users)]
     rows += [("items", processor.vocab_size - 1)]
     rows += [("event types", ", ".join(map(str, processor.event_types)) or "none told apart")]
+    if processor.platforms:
+        rows += [("platforms", ", ".join(map(str, processor.platforms)))]
     return _table(("", "number"), [(_escape(name), _value(value)) for name, value in rows])
 
 

@@ -110,6 +110,18 @@ class GapEmbedding(nn.Module):
         return embedded
 
 
+class PlatformEmbedding(nn.Module):
+    """Embeds the platform of an event; zero at first, where a model is one without platforms."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.num_platforms, config.hidden_size))
+
+    def forward(self, platform_ids: Tensor | None) -> Tensor:
+        """`[batch, length, hidden_size]`; for no ids what id 0 has, `[hidden_size]`."""
+        return self.table[0] if platform_ids is None else F.embedding(platform_ids, self.table)
+
+
 class BucketLookup(torch.autograd.Function):
     """`table[bucket]` for few buckets and very many places: `[heads, *places]`.
 

@@ -12,7 +12,7 @@ from scipy import sparse
 Row = dict[str, Any]
 Rows: TypeAlias = Sequence[Row] | Dataset
 
-EVENT_COLUMNS = ("input_ids", "input_weights", "event_type_ids", "timestamps")
+EVENT_COLUMNS = ("input_ids", "input_weights", "event_type_ids", "timestamps", "platform_ids")
 SECONDS_PER_DAY = 86_400.0
 
 

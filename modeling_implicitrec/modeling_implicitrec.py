@@ -17,6 +17,7 @@ from .layers_implicitrec import (
     GapEmbedding,
     ImplicitRecBlock,
     ImplicitRecRMSNorm,
+    PlatformEmbedding,
     WeightEmbedding,
     event_weights,
     negative_events,
@@ -61,7 +62,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, EvidenceBias):
             init.zeros_(module.beta)
-        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding)):
+        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding, PlatformEmbedding)):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(parameter)
         if isinstance(module, WeightEmbedding):
@@ -77,6 +78,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
         self.weight_embedding = WeightEmbedding(config)
         self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
+        self.platform_embedding = PlatformEmbedding(config) if config.num_platforms > 1 else None
         attends = config.sequence_mixer == "attention"
         self.evidence_bias = EvidenceBias(config) if attends else None
         self.blocks = nn.ModuleList(
@@ -99,6 +101,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         event_type_ids: Tensor | None = None,
         timestamps: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        platform_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
         """Hidden states `[batch, length, hidden_size]`; zero where there is no event.
@@ -109,6 +112,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             event_type_ids: `[batch, length]`.
             timestamps: `[batch, length]` seconds.
             attention_mask: `[batch, length]`, 1 for an event. By default, all but padding.
+            platform_ids: `[batch, length]`, read where `num_platforms` is above 1. All 0 by default.
         """
         weights = event_weights(self.config, input_ids, input_weights, attention_mask)
         present = weights > 0
@@ -119,9 +123,10 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         hidden = hidden + self.weight_embedding(weights)
         if self.gap_embedding is not None and timestamps is not None:
             hidden = hidden + self.gap_embedding(input_ids, timestamps, present)
+        if self.platform_embedding is not None:
+            hidden = hidden + self.platform_embedding(platform_ids)
         types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
-        hidden = hidden + self.event_type_embedding(types)
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(hidden + self.event_type_embedding(types))
         bias = None
         if self.evidence_bias is not None:
             bias = self.evidence_bias(weights, timestamps).to(hidden.dtype)
@@ -228,6 +233,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         query_time: Tensor | None = None,
         fold_ids: Tensor | None = None,
         negative_labels: Tensor | None = None,
+        platform_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
@@ -248,9 +254,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
                 loss is divided by it in place of the batch's own sum of label weights.
         """
-        hidden = self.model(
-            input_ids, input_weights, event_type_ids, timestamps, attention_mask
-        ).last_hidden_state
+        given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
+        hidden = self.model(*given).last_hidden_state
         batch = {
             "input_ids": input_ids,
             "weights": event_weights(self.config, input_ids, input_weights, attention_mask),

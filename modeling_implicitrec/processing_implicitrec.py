@@ -8,7 +8,7 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
-from .histories_implicitrec import read_histories
+from .histories_implicitrec import ages_in_rows, check_offsets, pad_histories, read_histories
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
     COLUMNS,
@@ -18,11 +18,12 @@ from .weights_implicitrec import (
     completion_mean,
     count_types,
     duration_tables,
+    frequent_platforms,
     mean_raw_weight,
+    name_ids,
     positive_items,
     raw_weights,
     read_batches,
-    read_names,
     read_strengths,
     read_times,
 )
@@ -33,11 +34,11 @@ DOWNLOAD = {"revision", "token", "cache_dir", "local_files_only", "subfolder", "
 class ImplicitRecProcessor(ProcessorMixin):
     """Turns histories into model inputs. Build one with [`ImplicitRecProcessor.fit`].
 
-    Token 0 is padding; items are 1 to `vocab_size - 1` by falling training count. Event type 0 is
-    "none or unknown". An event's weight is `clip(raw / mean_raw, 0, max_weight)`, where raw is the
-    product of the type's factor (1 for an unknown type), `log2(1 + count)`, a part for the duration, and
-    `2^(-age / half_life)`; a part that an event does not have is 1. The duration's part is twice its
-    quantile among training events of like content length; or, with `duration_weight="completion"`,
+    Token 0 is padding; items are 1 to `vocab_size - 1` by falling training count. Event type 0 and
+    platform 0 are "none or unknown". An event's weight is `clip(raw / mean_raw, 0, max_weight)`, where
+    raw is the product of the type's factor (1 for an unknown type), `log2(1 + count)`, a part for the
+    duration, and `2^(-age / half_life)`; a part that an event does not have is 1. The duration's part is
+    twice its quantile among training events of like length; or, with `duration_weight="completion"`,
     `clip(duration / item_duration, 1/64, completion_cap) / mean_completion`, 1 on average.
 
     Events of `negative_event_types` (returns, skips, hides) are inputs with a weight and a type of their
@@ -66,6 +67,7 @@ class ImplicitRecProcessor(ProcessorMixin):
         mean_completion: float | None = None,
         negative_event_types: list | None = None,
         collapse_repeats: bool = False,
+        platforms: list | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -85,6 +87,7 @@ class ImplicitRecProcessor(ProcessorMixin):
         self.mean_completion = mean_completion
         self.negative_event_types = negative_event_types or []
         self.collapse_repeats = collapse_repeats
+        self.platforms = platforms or []
 
     @classmethod
     def fit(
@@ -104,8 +107,8 @@ class ImplicitRecProcessor(ProcessorMixin):
         """Learn vocabulary and weights from training events.
 
         Args:
-            events: flat columns `item_id` and any of `event_type`, `count`, `duration` (seconds) and
-                `item_duration` (seconds), as a mapping or DataFrame; or a list of such batches.
+            events: flat columns `item_id` and any of `event_type`, `count`, `duration` and
+                `item_duration` (seconds), `platform`, as a mapping or DataFrame; or a list of such batches.
             event_type_weights: factor per event type, 1 where not named. A type that is named but
                 not in the events keeps its factor and has id 0.
             use_counts: whether `count` has a part in the weight.
@@ -138,6 +141,7 @@ class ImplicitRecProcessor(ProcessorMixin):
             duration_weight=duration_weight,
             completion_cap=completion_cap,
             negative_event_types=negative,
+            platforms=frequent_platforms(batches),
         )
         processor.vocabulary = vocabulary
         batches = SpreadBatches(batches, int(vocabulary.counts.sum()))
@@ -174,6 +178,11 @@ class ImplicitRecProcessor(ProcessorMixin):
         return len(self.event_types) + 1
 
     @property
+    def num_platforms(self) -> int:
+        """Platform ids including 0."""
+        return len(self.platforms) + 1
+
+    @property
     def negative_event_type_ids(self) -> list[int]:
         """Ids of the negative event types, for `ImplicitRecConfig` and the collator."""
         return sorted(self.event_types.index(name) + 1 for name in self.negative_event_types)
@@ -198,11 +207,17 @@ class ImplicitRecProcessor(ProcessorMixin):
 
     def encode_event_types(self, event_types: Iterable) -> np.ndarray:
         """Event type ids `int64`, 0 for an unknown or missing one."""
-        names = read_names(event_types)
-        ids = np.zeros(len(names), dtype=np.int64)
-        for place, name in enumerate(self.event_types, start=1):
-            ids[names == name] = place
-        return ids
+        return name_ids(event_types, self.event_types)
+
+    def encode_platforms(self, platforms: Iterable) -> np.ndarray:
+        """Platform ids `int64`, 0 for an unknown or missing one."""
+        return name_ids(platforms, self.platforms)
+
+    def _encode_names(self, columns: Mapping[str, Any], size: int) -> dict[str, np.ndarray]:
+        """`event_type_ids` and `platform_ids`, each where the processor knows any."""
+        told = {"event_type": self.event_types, "platform": self.platforms}
+        none = np.full(size, None)
+        return {f"{n}_ids": name_ids(columns.get(f"{n}s", none), k) for n, k in told.items() if k}
 
     def adapt_to(self, config: Any) -> None:
         """From now on make batches as the model of this configuration takes them.
@@ -227,6 +242,8 @@ class ImplicitRecProcessor(ProcessorMixin):
         }
         if config.vocabulary_fingerprint is not None:
             pairs["vocabulary_fingerprint"] = (config.vocabulary_fingerprint, self.fingerprint)
+        if config.num_platforms > 1:  # a model without the embedding reads no platform
+            pairs["num_platforms"] = (config.num_platforms, self.num_platforms)
         for name, (of_model, own) in pairs.items():
             if of_model != own:
                 raise ValueError(
@@ -259,9 +276,8 @@ class ImplicitRecProcessor(ProcessorMixin):
     def _weights(self, columns: Mapping[str, Any], size: int) -> np.ndarray:
         raw = raw_weights(self, columns, size)
         if self.half_life and "ages" in columns:
-            raw = raw * np.exp2(
-                -np.nan_to_num(read_strengths(columns["ages"], "age")) / self.half_life
-            )
+            ages = np.nan_to_num(read_strengths(columns["ages"], "age"))
+            raw = raw * np.exp2(-ages / self.half_life)
         return np.clip(raw / self.mean_raw_weight, 0, self.max_weight).astype(np.float32)
 
     def __call__(
@@ -276,9 +292,9 @@ class ImplicitRecProcessor(ProcessorMixin):
 
         Args:
             histories: a list of histories, each a list of item ids, a list of event dicts (`item_id`,
-                `timestamp`, `event_type`, `duration`, `item_duration`, `count`) or a mapping of
-                list columns (`item_ids`, `timestamps`, ...); or one mapping of such columns with a
-                list per history.
+                `timestamp`, `event_type`, `duration`, `item_duration`, `count`, `platform`) or a
+                mapping of list columns (`item_ids`, `timestamps`, ...); or one mapping of such columns
+                with a list per history.
             max_length: events kept, the processor's by default.
             unknown_items: `"drop"` leaves their events out, `"error"` raises.
 
@@ -293,13 +309,9 @@ class ImplicitRecProcessor(ProcessorMixin):
         columns = read_histories(histories)
         timed = all("timestamps" in history for history in columns)
         rows = [self._encode(h, i, limit, unknown_items) for i, h in enumerate(columns)]
-        width = max(1, max(len(row["input_ids"]) for row in rows))
-        names = ["input_ids", "input_weights", "attention_mask"]
-        names += ["event_type_ids"] * bool(self.event_types) + ["timestamps"] * timed
-        padded = {
-            name: np.stack([np.pad(row[name], (0, width - len(row[name]))) for row in rows])
-            for name in names
-        }
+        padded = pad_histories(rows)
+        if not timed:
+            del padded["timestamps"]
         return BatchFeature(padded, tensor_type=return_tensors)
 
     def _encode(
@@ -318,15 +330,11 @@ class ImplicitRecProcessor(ProcessorMixin):
         if unknown_items == "error" and (tokens < 0).any():
             first = history["item_ids"][int((tokens < 0).argmax())]
             raise ValueError(f"history {place}: item {first!r} is not in the vocabulary")
-        types = self.encode_event_types(history.get("event_types", [None] * len(tokens)))
         order = np.argsort(times, kind="stable")
         kept = order[tokens[order] > 0]
-        row = {
-            "input_ids": tokens[kept],
-            "input_weights": weights[kept],
-            "event_type_ids": types[kept],
-            "timestamps": times[kept],
-        }
+        row = {"input_ids": tokens, "input_weights": weights, "timestamps": times}
+        row |= self._encode_names(history, len(tokens))
+        row = {name: values[kept] for name, values in row.items()}
         row = collapse(row) if self.collapse_repeats else row
         row = {name: values[-limit:] if limit else values for name, values in row.items()}
         return row | {"attention_mask": np.ones(len(row["input_ids"]), dtype=np.int64)}
@@ -345,29 +353,24 @@ class ImplicitRecProcessor(ProcessorMixin):
             item_ids: an id per event, or with `codes` the distinct ids.
             offsets: row r is the events `offsets[r]` to `offsets[r + 1]`, as in an Arrow list.
             codes: per event, the place of its item in `item_ids` (dictionary encoding).
-            columns: `timestamps`, `event_types`, `counts`, `durations`, `item_durations`.
+            columns: `timestamps`, `event_types`, `counts`, `durations`, `item_durations`, `platforms`.
 
         Returns:
-            Flat `input_ids` (-1 for an unknown item), `input_weights`, and `event_type_ids` where the
-            processor knows event types.
+            Flat `input_ids` (-1 for an unknown item), `input_weights`, and `event_type_ids` and
+            `platform_ids` where the processor knows event types and platforms.
         """
         if set(columns) - set(COLUMNS.values()):
             raise ValueError(f"expected columns of {list(COLUMNS.values())}, got {list(columns)}")
         tokens = self.encode_items(item_ids)
         tokens = tokens if codes is None else tokens[codes]
-        size, sizes = len(tokens), np.diff(offsets)
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != size or (sizes < 0).any():
-            raise ValueError(f"offsets must rise from 0 to the number of events, {size}")
+        size = len(tokens)
+        check_offsets(offsets, size)
         given = {n: v for n, v in columns.items() if v is not None and n != "timestamps"}
         if columns.get("timestamps") is not None and size:
             times = read_times({"timestamps": columns["timestamps"], "item_ids": tokens})
-            last = np.maximum.reduceat(times, offsets[:-1][sizes > 0])
-            given["ages"] = np.repeat(last, sizes[sizes > 0]) - times
+            given["ages"] = ages_in_rows(times, offsets)
         encoded = {"input_ids": tokens, "input_weights": self._weights(given, size)}
-        if self.event_types:
-            names = given.get("event_types", np.full(size, None))
-            encoded["event_type_ids"] = self.encode_event_types(names)
-        return encoded
+        return encoded | self._encode_names(given, size)
 
     def save_pretrained(
         self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any

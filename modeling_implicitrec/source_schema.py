@@ -79,7 +79,9 @@ class LogFiles:
         for place, schema in enumerate(self.schemas):
             if place == len(self._counts):
                 reader = self._readers([schema])[0]
-                self._counts += self.connection.execute(f"SELECT count(*) FROM {reader}").fetchone()
+                self._counts += self.connection.execute(
+                    f"SELECT count(*) FROM {reader}"
+                ).fetchall()[0]
             if row < self._counts[place]:
                 return hide_secrets(schema.path), row + 1
             row -= self._counts[place]

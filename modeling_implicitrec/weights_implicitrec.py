@@ -17,6 +17,7 @@ COLUMNS = {
     "duration": "durations",
     "item_duration": "item_durations",
     "count": "counts",
+    "platform": "platforms",
 }
 UNWEIGHTED = ("item_id", "timestamp")
 DURATION_WEIGHTS = ("quantile", "completion", None)
@@ -73,6 +74,28 @@ def read_names(event_types: Any) -> np.ndarray | CodedNames:
     return np.asarray(event_types, dtype=object)
 
 
+def count_names(batches: Any, column: str) -> Counter:
+    """How often each name occurs in a column of the batches, as far as they have it."""
+    total: Counter = Counter()
+    for batch in batches:
+        if column in batch:
+            names = read_names(batch[column])
+            if isinstance(names, CodedNames):
+                total.update(names.counted())
+            else:
+                total.update(name for name in names if isinstance(name, str))
+    return total
+
+
+def name_ids(values: Any, known: Sequence[str]) -> np.ndarray:
+    """Ids int64 of names: their place among the `known`, from 1 on; 0 for an unknown or missing one."""
+    names = read_names(values)
+    ids = np.zeros(len(names), dtype=np.int64)
+    for place, name in enumerate(known, start=1):
+        ids[names == name] = place
+    return ids
+
+
 def is_any(event_types: Any, wanted: Iterable[str]) -> np.ndarray:
     """Whether each name is one of those wanted."""
     names = read_names(event_types)
@@ -113,14 +136,7 @@ def count_types(
         raise ValueError(
             f"negative_event_types {list(negative)} need a column event_type, the events have none"
         )
-    total: Counter = Counter()
-    for batch in batches:
-        if "event_type" in batch:
-            names = read_names(batch["event_type"])
-            if isinstance(names, CodedNames):
-                total.update(names.counted())
-            else:
-                total.update(name for name in names if isinstance(name, str))
+    total = count_names(batches, "event_type")
     absent = [name for name in negative if not total[name]]
     if absent:
         logger.warning("no event is of the negative types %s; found %s", absent, sorted(total))
@@ -136,6 +152,12 @@ def count_types(
             )
     order = sorted({*total, *negative}, key=lambda name: (-total[name], name))
     return order, {name: float(given.get(name, 1.0)) for name in [*order, *given]}
+
+
+def frequent_platforms(batches: Any) -> list[str]:
+    """The platforms of a log by falling count."""
+    total = count_names(batches, "platform")
+    return sorted(total, key=lambda name: (-total[name], name))
 
 
 def length_group(lengths: np.ndarray, cuts: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -277,7 +299,10 @@ def mean_raw_weight(fitted: Any, batches: Any) -> float:
 
 
 def collapse(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One event per item and event type, at the place of the last, with the sum of the weights."""
+    """One event per item and event type, at the place of the last, with the sum of the weights.
+
+    All else that the event has, its platform too, is the last one's.
+    """
     types = part.get("event_type_ids", np.zeros_like(part["input_ids"]))
     key = part["input_ids"].astype(np.int64) * (int(types.max(initial=0)) + 1) + types
     distinct, place, group = np.unique(key[::-1], return_index=True, return_inverse=True)

@@ -54,6 +54,9 @@ class FinetuneArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
+    use_platforms: bool = field(
+        default=False, metadata={"help": "tell the platforms of the log apart"}
+    )
     refit: bool = field(
         default=False,
         metadata={"help": "learn from all before the test; no evaluation, the last weights stay"},
@@ -63,12 +66,15 @@ class FinetuneArguments:
 
 
 def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:
+    if args.use_platforms and not processor.platforms:
+        raise SystemExit(f"use_platforms: the events in {args.data_dir} name no platform")
+    model = {"num_platforms": processor.num_platforms} if args.use_platforms else {}
     config = ImplicitRecConfig(
         vocab_size=processor.vocab_size,
         num_event_types=processor.num_event_types,
         vocabulary_fingerprint=processor.fingerprint,
         negative_event_type_ids=processor.negative_event_type_ids,
-        **args.model,
+        **model | args.model,
     )
     model = ImplicitRecForScoring(config)
     train = positive_events(train, processor.negative_event_type_ids)
