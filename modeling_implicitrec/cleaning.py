@@ -241,13 +241,13 @@ def merge_repeats(
         The events, and how many went into the one before them.
     """
     alike = ["item_id", *(name for name in ("event_type", "platform") if name in table.columns)]
-    timed = ["timestamp"] if "timestamp" in table.columns else []
+    timed = ["timestamp"] if "timestamp" in table.columns and seconds is not None else []
     order = [name for name in TIME_ORDER if name in table.columns]
     placed = engine.beside_previous("placed", table, order, [*alike, *timed])
     same = placed.item_id == placed.previous_item_id
     for name in alike[1:]:
         same &= placed[name].identical_to(placed[f"previous_{name}"])
-    if seconds is not None and timed:
+    if timed:
         same &= placed.timestamp - placed.previous_timestamp <= seconds
     marked = _counted(placed).mutate(repeats=same.fill_null(False))
     repeats = engine.keep("repeats", marked.filter(marked.repeats))

@@ -80,8 +80,11 @@ def number_of(column: ibis.Value) -> ibis.Value:
     kind = column.type()
     if not (kind.is_numeric() or kind.is_string() or kind.is_null()):
         raise ValueError(f"column {column.get_name()} must hold numbers, got {kind}")
-    number = column.try_cast("float64")
-    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+    if kind.is_integer():
+        return column.cast("float64")
+    number = column.try_cast("float64") if kind.is_string() else column.cast("float64")
+    # What is infinite or no number is not itself less itself.
+    return ibis.ifelse(number - number == 0, number, ibis.null("float64"))
 
 
 def raw_time(column: ibis.Value) -> ibis.Value:
@@ -100,8 +103,10 @@ def raw_time(column: ibis.Value) -> ibis.Value:
 
 def seconds_of(number: ibis.Value) -> ibis.Value:
     """A time in seconds since 1970 UTC, whatever the unit of each."""
-    branches = [(number > limit, number / factor) for limit, factor, _unit in TIME_UNITS]
-    return ibis.cases(*branches, else_=number)
+    limits = [limit for limit, *_ in TIME_UNITS]
+    branches = [(number <= limits[-1], number)]  # first what nearly all are
+    branches += [(number > limit, number / factor) for limit, factor, _unit in TIME_UNITS]
+    return ibis.cases(*branches)
 
 
 def column_of(reason: str) -> str:
@@ -110,10 +115,7 @@ def column_of(reason: str) -> str:
 
 
 def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
-    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can).
-
-    `value` is what the source has in the column that the reason speaks of.
-    """
+    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can)."""
     values: dict[str, ibis.Value] = {
         name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
         for name in IDS
@@ -125,7 +127,8 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         values["item_id"] = values["platform"].fill_null("") + ":" + text_of(raw.item_id)
     reasons = [(values[name].isnull(), f"missing {name}") for name in IDS]
     if "timestamp" in raw.columns:
-        seconds = seconds_of(raw_time(raw.timestamp)) + rules.clock_offset
+        seconds = seconds_of(raw_time(raw.timestamp))
+        seconds = seconds + rules.clock_offset if rules.clock_offset else seconds
         values["timestamp"] = seconds
         reasons += [(is_missing(raw.timestamp), "missing timestamp")]
         reasons += [(seconds.isnull(), "unparsable timestamp")]
@@ -138,9 +141,7 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         reasons += [(values["order"].isnull(), "missing order")]
     strengths, more = _strengths(raw, values, rules)
     reasons += more
-    shown = [(why, text_of(raw[column_of(name)]).substr(0, 80)) for why, name in reasons]
-    named = {"reason": ibis.cases(*reasons), "value": ibis.cases(*shown)}
-    return raw.select(**values | strengths, row=raw.row, **named)
+    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*reasons))
 
 
 def _strengths(

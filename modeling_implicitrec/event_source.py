@@ -20,7 +20,7 @@ from modeling_implicitrec.engine import DuckDBEngine, Engine
 from modeling_implicitrec.event_columns import IDS, LABELS, NUMBERS, column_of, text_of
 from modeling_implicitrec.source_database import is_database, read_database
 from modeling_implicitrec.source_files import Paths, find_files, hide_secrets
-from modeling_implicitrec.source_schema import LogFiles, missing_column
+from modeling_implicitrec.source_schema import ROW, LogFiles, missing_column
 
 BATCH = 100_000  # rows of a Dataset in memory at a time
 EXAMPLES = 3  # of each reason
@@ -105,7 +105,11 @@ def read_log(engine: Engine, source: LogSource, names: dict[str, str]) -> RawLog
     except (duckdb.Error, pa.ArrowException) as error:
         raise ValueError(f"could not read {shown}: {hide_secrets(str(error))}") from error
     # Ours, not the log's names: two of ours may be one column there.
-    numbered = engine.number(table.select(**{name: table[names[name]] for name in names}))
+    columns = {name: table[names[name]] for name in names}
+    known = ROW in table.columns
+    numbered = (
+        table.select(**columns, row=table[ROW]) if known else engine.number(table.select(**columns))
+    )
     log = RawLog(numbered, names, shown, files, isinstance(engine, DuckDBEngine))
     _check_types(log)
     return log
@@ -138,15 +142,26 @@ def find_examples(
     """
     bad = staged.filter(_.reason.notnull())
     reasons = sorted(bad.select("reason").distinct().to_pyarrow()["reason"].to_pylist())
-    examples = {}
+    places = {}
     for reason in reasons:
         first = bad.filter(_.reason == reason).order_by("row").limit(EXAMPLES)
-        examples[reason] = [
-            dict(zip(("file", "row"), log.place(int(found["row"]) - first_row)))
-            | {"column": log.names[column_of(reason)], "value": found["value"]}
-            for found in first.select("row", "value").to_pyarrow().to_pylist()
+        found = first.select("row").to_pyarrow()["row"].to_pylist()
+        places[reason] = [int(row) - first_row for row in found]
+    rows = sorted({row for found in places.values() for row in found})
+    if not rows:
+        return {}
+    texts = {name: text_of(log.table[name]) for name in log.names}
+    chosen = log.table.select("row", **texts).filter(_.row.isin(rows)).to_pyarrow().to_pylist()
+    values = {int(one["row"]): one for one in chosen}
+    return {
+        reason: [
+            dict(zip(("file", "row"), log.place(row)))
+            | {"column": log.names[column_of(reason)]}
+            | {"value": (values[row][column_of(reason)] or "")[:80] or None}
+            for row in found
         ]
-    return examples
+        for reason, found in places.items()
+    }
 
 
 def _check_types(log: RawLog) -> None:

@@ -163,11 +163,11 @@ def _bucket(
     """A bucket's clean events; `before` counts what the same users had lost so far."""
     engine = cleaner.engine
     assert isinstance(engine, DuckDBEngine)
-    usable = rows.filter(rows.reason.isnull()).drop("reason", "value")
+    usable = rows.filter(rows.reason.isnull()).drop("reason")
     if not os.path.isdir(past):
         return cleaner.clean_users(cleaner.drop_duplicates(usable))
     old = engine.read("past", past).semi_join(users, "user_id")
-    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason", "value"))
+    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason"))
     engine.keep("discarded", before.clean_users(before.drop_duplicates(old)))
     every = engine.keep("own_rows", old.union(usable.select(old.columns)))
     again = cleaner.clean_users(cleaner.drop_duplicates(every))

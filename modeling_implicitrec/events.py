@@ -38,7 +38,7 @@ from modeling_implicitrec.event_source import (
 
 COLUMNS = ("user_id", "item_id", "event_type", "timestamp", *NUMBERS, "platform", "log_order")
 SORTED = ("user_id", "timestamp", "log_order", "row")
-STAGED = ("user_id", "item_id", *LABELS, "timestamp", "order", *NUMBERS, "row", "reason", "value")
+STAGED = ("user_id", "item_id", *LABELS, "timestamp", "order", *NUMBERS, "row", "reason")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def load_events(
     cleaner = Cleaner(engine, cleaning)
     cleaner.count_unusable(engine.stored("staged"))
     for bucket, table in engine.buckets("staged"):
-        usable = table.filter(table.reason.isnull()).drop("reason", "value")
+        usable = table.filter(table.reason.isnull()).drop("reason")
         clean = cleaner.clean_users(cleaner.drop_duplicates(usable))
         store_events(engine, clean, "clean", bucket)
     dropped = dict(cleaner.dropped)

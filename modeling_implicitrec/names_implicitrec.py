@@ -27,7 +27,11 @@ class CodedNames:
     def __getitem__(self, kept: np.ndarray) -> "CodedNames":
         return CodedNames(self.codes[kept], self.names)
 
-    def counted(self) -> dict:
+    def occurring(self) -> tuple[np.ndarray, np.ndarray]:
         """The names that occur, and how often."""
         total = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
-        return dict(zip(self.names[total > 0].tolist(), total[total > 0].tolist()))
+        return self.names[total > 0], total[total > 0]
+
+    def counted(self) -> dict:
+        """The same as a mapping."""
+        return dict(zip(*(part.tolist() for part in self.occurring())))

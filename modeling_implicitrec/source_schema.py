@@ -17,6 +17,7 @@ OPTIONAL = ("event_type", "duration", "item_duration", "count", "platform")
 LINE = "delim = '\x01', quote = '', escape = '', header = false, auto_detect = false"
 JSON_LINES = "format = 'newline_delimited'"
 NO_PARTITIONS = "hive_partitioning = false"
+ROW = "implicitrec_row"  # the place of a row in the source, where the reader knows it
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,22 @@ class LogFiles:
     def create_view(self, name: str) -> None:
         """Make a view of the wanted columns of all files, one file after the other."""
         columns = ", ".join(map(_quoted, self.types))
-        parts = [f"SELECT {columns} FROM {reader}" for reader in self._readers(self.schemas)]
-        query = " UNION ALL ".join(parts)
+        readers, number = self._readers(self.schemas), ""
+        if self.kind == "Parquet":  # it knows its rows: counting them would be one thread's work
+            self._counts = self._row_counts()
+            starts = [sum(self._counts[:place]) for place in range(len(self._counts))]
+            first = f"list_extract({starts}::BIGINT[], file_index::BIGINT + 1)"
+            number = f", {first} + file_row_number AS {ROW}"
+            readers = self._readers(self.schemas, "file_row_number = true")
+        query = " UNION ALL ".join(f"SELECT {columns}{number} FROM {one}" for one in readers)
         self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+
+    def _row_counts(self) -> list[int]:
+        """Rows of each Parquet file, from their footers."""
+        paths = [schema.path for schema in self.schemas]
+        query = f"SELECT file_name, num_rows FROM parquet_file_metadata({_listed(paths)})"
+        rows = dict(self.connection.execute(query).fetchall())
+        return [int(rows[path]) for path in paths]
 
     def locate(self, row: int) -> tuple[str, int]:
         """The file of a row, counted from 0 over all files, and the row there, counted from 1."""

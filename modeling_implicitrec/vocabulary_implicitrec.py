@@ -266,14 +266,14 @@ def count_items(batches: Iterable, min_count: int) -> ItemVocabulary:
     texts: Counter = Counter()
     parts: list = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
     for batch in batches:
-        counted = batch.counted() if isinstance(batch, CodedNames) else None
-        ids = read_ids(batch if counted is None else list(counted))
+        counts = None
+        if isinstance(batch, CodedNames):
+            batch, counts = batch.occurring()
+        ids = read_ids(batch)
         if isinstance(ids, list):
-            texts.update(ids if counted is None else counted)
-        elif counted is None:
-            parts.append(np.unique(ids, return_counts=True))
+            texts.update(ids if counts is None else dict(zip(ids, counts.tolist())))
         else:
-            parts.append((ids, np.array(list(counted.values()), np.int64)))
+            parts.append(np.unique(ids, return_counts=True) if counts is None else (ids, counts))
         if sum(len(part[0]) for part in parts[1:]) > max(BLOCK, len(parts[0][0])):
             parts = [_add_counts(parts)]
     numbers, sizes = _add_counts(parts)

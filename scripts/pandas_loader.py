@@ -16,22 +16,51 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 DAY = 86_400
+EARLIEST, BUSY = 631_152_000, 300  # 1990; events of a busy day
 LENGTH_GROUPS, QUANTILES, SAMPLE = 5, 64, 1_000_000
 
 
 def clean(log: pd.DataFrame, settings: dict) -> pd.DataFrame:
     """The cleaned log in order of user and time."""
-    log = log[log.item_id.notna()].astype({"item_id": "int64"})
+    log = log[log.item_id.notna()].astype({"item_id": "int64", "timestamp": "float64"})
+    log.timestamp = log.timestamp.where(log.timestamp <= 1e11, log.timestamp / 1e3)
+    log = log[log.timestamp.between(EARLIEST, time.time() + DAY)]
     log = log[~((log.duration <= 0) | (log["count"] <= 0))]
     log = log.assign(item_duration=log.item_duration.where(log.item_duration > 0))
+    log.duration = log.duration.where(log.duration <= DAY)
     log = log.drop_duplicates()
-    days = log.groupby(["user_id", log.timestamp // DAY], sort=False).size()
-    busy = days[days > settings["max_events_per_day"]].index.get_level_values("user_id")
-    log = log[~log.user_id.isin(busy)]
+    log = without_machines(log, settings)
+    log = log.sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
+    log = without_machines(merged(log), settings)
     for name in ("duration", "count"):
         log[name] = clipped(log[name], settings["clip_quantile"])
-    log = log.sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
-    return merged(log)
+    log.timestamp = np.floor(log.timestamp).astype("int64")
+    return log.reset_index(drop=True)
+
+
+def without_machines(log: pd.DataFrame, settings: dict) -> pd.DataFrame:
+    """Without users of too many events a day, or of a busy day with one item or a clock's gaps."""
+    day = log.timestamp // DAY
+    events = log.groupby(["user_id", day], sort=False)["item_id"].transform("size")
+    log = log[~log.user_id.isin(log.user_id[events > settings["max_events_per_day"]])]
+    busy = log[events.reindex(log.index) >= BUSY][["user_id", "item_id", "timestamp"]]
+    busy = busy.assign(day=busy.timestamp // DAY)
+    moments = busy[["user_id", "day", "timestamp"]].drop_duplicates()
+    moments = moments.sort_values(["user_id", "day", "timestamp"])
+    gap = moments.groupby(["user_id", "day"]).timestamp.diff()
+    gaps = moments.assign(octave=np.floor(np.log2(gap)))[gap > 0]
+    low = [low_entropy(busy, "item_id", 1), low_entropy(gaps, "octave", BUSY // 3)]
+    return log[~log.user_id.isin(np.concatenate(low))]
+
+
+def low_entropy(days: pd.DataFrame, name: str, least: int) -> np.ndarray:
+    """Users with a day of under one bit of entropy in the named column."""
+    counts = days.groupby(["user_id", "day", name]).size()
+    groups = counts.groupby(["user_id", "day"])
+    total = groups.sum()
+    bits = np.log2(total) - (counts * np.log2(counts)).groupby(["user_id", "day"]).sum() / total
+    found = bits[(bits.round(9) < 1) & (total >= least)]
+    return found.index.get_level_values("user_id").to_numpy()
 
 
 def clipped(values: pd.Series, quantile: float) -> pd.Series:
