@@ -51,6 +51,8 @@ class DataCollatorForNextItem:
         moment_ends_only: label only the last event of every moment.
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
+        label_weight_power: p of a label's weight in the loss, `w^p` of the event it was drawn from;
+            0 for labels that count alike.
         num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
@@ -62,6 +64,7 @@ class DataCollatorForNextItem:
     collapse_repeats: bool = False
     num_folds: int = 0
     seed: int = 0
+    label_weight_power: float = 0.0
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class DataCollatorForNextItem:
         batch["attention_mask"] = (batch["input_ids"] > 0).long()
         name = "target_ids" if "target_ids" in parts[0] else "labels"
         batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
+        if "label_weights" in parts[0]:
+            batch["label_weights"] = pad_rows([p["label_weights"] for p in parts], torch.float)
         if self.num_folds and "target_ids" not in rows[0]:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
@@ -114,7 +119,7 @@ class DataCollatorForNextItem:
     def _with_labels(
         self, part: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        part["labels"] = self._labels(part, generator)
+        part |= self._labels(part, generator)
         size, start = len(part["labels"]), 0
         if size > self.max_length + 1:
             start = int(generator.integers(0, size - self.max_length))
@@ -123,7 +128,9 @@ class DataCollatorForNextItem:
         end = labelled[-1] + 1 if len(labelled) else 1  # nothing is learnt from what comes after
         return {name: values[:end] for name, values in part.items()}
 
-    def _labels(self, part: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    def _labels(
+        self, part: dict[str, np.ndarray], generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """Each event's label: an event drawn from the following moment or horizon, or -100."""
         size = len(part["input_ids"])
         times = part.get("timestamps", np.arange(size))
@@ -133,11 +140,14 @@ class DataCollatorForNextItem:
         else:
             end = np.searchsorted(times, times[np.minimum(first, size - 1)], side="right")
         drawn = first + (generator.random(size) * (end - first)).astype(np.int64)
-        tokens = part["input_ids"][np.minimum(drawn, size - 1)]
-        labels = np.where(end > first, tokens, -100)
+        drawn = np.minimum(drawn, size - 1)
+        labels = np.where(end > first, part["input_ids"][drawn], -100)
         if self.moment_ends_only:
             labels[:-1][times[1:] == times[:-1]] = -100
-        return labels
+        if not self.label_weight_power:
+            return {"labels": labels}
+        evidence = part["input_weights"][drawn].astype(np.float32) ** self.label_weight_power
+        return {"labels": labels, "label_weights": evidence}
 
 
 class EpochCallback(TrainerCallback):

@@ -32,6 +32,7 @@ class ImplicitRecConfig(PreTrainedConfig):
         convolution_kernel_size: events that one causal convolution sees.
         num_time_buckets: log-spaced buckets of the gap between two events.
         num_weight_bins: soft bins of the log weight in the input embedding.
+        use_weight_gate: scales an event's embedding by a learned factor of its log weight.
         use_item_bias: adds a learned bias per item to the scores.
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
         collapse_repeats: the model was trained on histories with one event per item, at the place of
@@ -74,6 +75,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     convolution_kernel_size: int = 5
     num_time_buckets: int = 32
     num_weight_bins: int = 16
+    use_weight_gate: bool = False
     use_item_bias: bool = True
     use_query_time: bool = False
     collapse_repeats: bool = False

@@ -23,19 +23,27 @@ class ImplicitRecRMSNorm(nn.Module):
 
 
 class WeightEmbedding(nn.Module):
-    """Embeds the log of an event's weight by linear interpolation between two bins."""
+    """Adds to an event's embedding that of its log weight, interpolated linearly between two bins.
+
+    With `use_weight_gate` the event's own part is first scaled by a learned factor of its bin, 1 at the
+    start: so an accidental event can fade, at the place where the next one is asked for as well.
+    """
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.bins = nn.Embedding(config.num_weight_bins, config.hidden_size)
+        self.gate = nn.Embedding(config.num_weight_bins, 1) if config.use_weight_gate else None
 
-    def forward(self, weights: Tensor) -> Tensor:
+    def forward(self, events: Tensor, weights: Tensor) -> Tensor:
         last = self.bins.num_embeddings - 1
         place = (weights.clamp(1e-3, 1e3).log10() / 6 + 0.5) * last  # [batch, length]
         low = place.floor().clamp(0, last - 1)
         share = (place - low).unsqueeze(-1).to(self.bins.weight.dtype)
         low = low.long()
-        return (1 - share) * self.bins(low) + share * self.bins(low + 1)
+        if self.gate is not None:
+            level = (1 - share) * self.gate(low) + share * self.gate(low + 1)
+            events = events * (SCALAR_STEP * level).exp()
+        return events + (1 - share) * self.bins(low) + share * self.bins(low + 1)
 
 
 class BucketLookup(torch.autograd.Function):

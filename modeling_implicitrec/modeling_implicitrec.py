@@ -106,7 +106,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         if self.training and self.config.item_dropout_prob:
             kept = torch.rand_like(weights) >= self.config.item_dropout_prob
             hidden = hidden * kept.unsqueeze(-1)
-        hidden = hidden + self.weight_embedding(weights)
+        hidden = self.weight_embedding(hidden, weights)
         types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
         hidden = hidden + self.event_type_embedding(types)
         hidden = self.dropout(hidden)

@@ -1,0 +1,263 @@
+"""Does weighing evidence help, where, and in which form? `python scripts/ablate_weights.py --log deskdrop`.
+
+Trains small models that differ only in where the weights are read (an arm), over several seeds, on the
+rows of `weighted_logs.py`, and keeps the result of every run in `work_dir`: a run that has one is not
+run again. `report_weights.py` writes the tables.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer, TrainingArguments, set_seed
+from weighted_logs import WeightedLog, load_log
+
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    EpochCallback,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    cooccurrence_table,
+    ndcg_at_k,
+    parse_arguments,
+    reduce_logits_to_hits,
+)
+
+FOLDS = 3
+NEIGHBOURS = 32
+PLACES = ("input", "attention", "priors")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where a model reads the weights; elsewhere every event counts alike."""
+
+    reads: tuple[str, ...] = ()
+    label_power: float = 0.0
+    weighted_table: bool = False
+    gate: bool = False
+
+
+ARMS = {
+    "ones": Arm(),
+    "input": Arm(("input",)),
+    "attention": Arm(("attention",)),
+    "priors": Arm(("priors",)),
+    "loss": Arm(label_power=1.0),
+    "all": Arm(PLACES, label_power=1.0),
+    "gate": Arm(("input",), gate=True),
+    "table": Arm(("priors",), weighted_table=True),
+    "loss^0.5": Arm(label_power=0.5),
+    "loss^2": Arm(label_power=2.0),
+    "all but loss": Arm(PLACES),
+    "all + table": Arm(PLACES, label_power=1.0, weighted_table=True),
+    "all + gate": Arm(PLACES, label_power=1.0, gate=True),
+    "all + table + gate": Arm(PLACES, label_power=1.0, weighted_table=True, gate=True),
+    "all^2 + table + gate": Arm(PLACES, label_power=2.0, weighted_table=True, gate=True),
+}
+
+
+@dataclass
+class AblationArguments:
+    """Which runs to make."""
+
+    log: str = field(metadata={"help": "deskdrop, online_retail, taobao or lastfm"})
+    data_dir: Path = field(default=Path("../shared/data"), metadata={"help": "folder of the logs"})
+    work_dir: Path = field(default=Path("outputs/weights"), metadata={"help": "results of runs"})
+    arms: list[str] = field(
+        default_factory=lambda: ["ones", "input", "attention", "priors", "loss", "all"],
+        metadata={"help": "names in ARMS"},
+    )
+    pollution: float | None = field(
+        default=None, metadata={"help": "share of accidental clicks to inject; none: the plain log"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    epochs: int = field(default=6)
+    hidden_size: int = field(default=32)
+    max_length: int = field(default=50)
+    learning_rate: float = field(default=3e-3)
+
+
+def present_only(module: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook: every event that is there has weight 1."""
+
+    def blind(value):
+        if isinstance(value, dict):
+            return value | {"weights": (value["weights"] > 0).float()}
+        return value
+
+    if isinstance(args[0], dict):
+        return (blind(args[0]), *args[1:])
+    place = 1 if args[0].dim() == 3 else 0  # the weight embedding takes the events first
+    weights = (args[place] > 0).float()
+    return (*args[:place], weights, *args[place + 1 :])
+
+
+def build_model(args: AblationArguments, arm: Arm, log: WeightedLog) -> ImplicitRecForScoring:
+    config = ImplicitRecConfig(
+        vocab_size=log.vocab_size,
+        hidden_size=args.hidden_size,
+        intermediate_size=2 * args.hidden_size,
+        num_hidden_layers=1,
+        hidden_dropout_prob=0.3,
+        max_position_embeddings=args.max_length,
+        copy_prior=not log.new_only,
+        num_cooccurrences=NEIGHBOURS,
+        loss_chunk_size=128,
+        use_weight_gate=arm.gate,
+    )
+    model = ImplicitRecForScoring(config)
+    model.fit_item_counts(torch.as_tensor(log.counts))
+    lists = {n: [row[n] for row in log.train] for n in ("input_ids", "input_weights")}
+    group = np.arange(len(log.train)) % FOLDS
+
+    def table(chosen: np.ndarray) -> tuple:
+        rows = Dataset.from_dict({name: [v[i] for i in chosen] for name, v in lists.items()})
+        return cooccurrence_table(rows, log.vocab_size, NEIGHBOURS, weighted=arm.weighted_table)
+
+    folds = [table(np.flatnonzero(group != fold)) for fold in range(FOLDS)]
+    stacked = tuple(np.stack(parts) for parts in zip(*folds))
+    model.fit_cooccurrences(*table(np.arange(len(log.train))), folds=stacked)
+    places = {"input": [model.model.weight_embedding], "attention": [model.model.evidence_bias]}
+    places["priors"] = [p for p in (model.head.copy, model.head.cooccurrence) if p is not None]
+    for name in set(PLACES) - set(arm.reads):
+        for module in places[name]:
+            module.register_forward_pre_hook(present_only)
+    return model
+
+
+def train(args: AblationArguments, arm: Arm, log: WeightedLog, seed: int) -> tuple:
+    set_seed(seed)
+    model = build_model(args, arm, log)
+    collator = DataCollatorForNextItem(
+        args.max_length, num_folds=FOLDS, seed=seed, label_weight_power=arm.label_power
+    )
+    training = TrainingArguments(
+        output_dir=str(args.work_dir / "trainer"),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=32,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+        use_cpu=True,
+    )
+    callbacks = [EpochCallback(collator)]
+    trainer = Trainer(model, training, collator, log.train, callbacks=callbacks)
+    started = time.monotonic()
+    trainer.train()
+    return model.eval(), (time.monotonic() - started) / args.epochs
+
+
+@torch.no_grad()
+def scores(model: ImplicitRecForScoring, rows: list[dict]) -> torch.Tensor:
+    """`[rows, vocab_size]` after the history of each."""
+    collator = DataCollatorForNextItem(model.config.max_position_embeddings)
+    names = ("input_ids", "input_weights", "timestamps")
+    histories = [{n: row[n] for n in names if n in row} | {"target_ids": []} for row in rows]
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    found = torch.empty(len(rows), model.config.vocab_size)
+    for start in range(0, len(rows), 128):
+        chosen = order[start : start + 128]
+        batch = collator([histories[i] for i in chosen])
+        del batch["target_ids"]
+        found[torch.from_numpy(chosen)] = model(**batch).logits
+    return found
+
+
+def ndcg(model: ImplicitRecForScoring, rows: list[dict], new_only: bool) -> np.ndarray:
+    found = scores(model, rows)
+    if new_only:
+        for row, own in zip(rows, found):
+            own[torch.as_tensor(row["input_ids"])] = -torch.inf
+    width = max(len(row["target_ids"]) for row in rows)
+    targets = [
+        np.pad(r["target_ids"], (0, width - len(r["target_ids"])), constant_values=-100)
+        for r in rows
+    ]
+    hits = reduce_logits_to_hits(found, torch.as_tensor(np.stack(targets))).numpy()
+    return ndcg_at_k(hits[:, 1:].astype(bool), hits[:, 0], k=10)
+
+
+def pair_accuracy(model: ImplicitRecForScoring, rows: list[dict]) -> np.ndarray:
+    """Per user: the share of pairs of a strong and a weak item with the strong one above (its AUC)."""
+    found = scores(model, rows).numpy()
+    right = []
+    for row, own in zip(rows, found):
+        gap = own[row["strong"]][:, None] - own[row["weak"]][None, :]
+        right.append(((gap > 0) + 0.5 * (gap == 0)).mean())
+    return np.array(right)
+
+
+def by_user(values: np.ndarray, rows: list[dict]) -> list[float]:
+    """Means over a user's rows, by rising user."""
+    users = np.unique([row["user"] for row in rows], return_inverse=True)[1]
+    return (np.bincount(users, values) / np.bincount(users)).round(6).tolist()
+
+
+def measure(model: ImplicitRecForScoring, log: WeightedLog) -> dict:
+    """Per part and question, the value of every user."""
+    found: dict = {}
+    for part, questions in log.parts.items():
+        found[part] = {
+            question: by_user(ndcg(model, questions[question], log.new_only), questions[question])
+            for question in ("next", "strong")
+        }
+        found[part]["pairs"] = by_user(pair_accuracy(model, questions["pairs"]), questions["pairs"])
+    return found
+
+
+def learned(model: ImplicitRecForScoring) -> dict:
+    """The numbers that say how the model came to read the weights."""
+    numbers = {"beta": (1 + 10 * model.model.evidence_bias.beta).tolist()}
+    numbers["evidence"] = 10 * model.head.cooccurrence.evidence.item()
+    gate = model.model.weight_embedding.gate
+    if gate is not None:
+        numbers["gate"] = (10 * gate.weight[:, 0]).exp().tolist()
+    return {name: np.round(value, 3).tolist() for name, value in numbers.items()}
+
+
+def main() -> None:
+    (args,) = parse_arguments(AblationArguments)
+    world = args.log if args.pollution is None else f"{args.log}-{round(100 * args.pollution)}"
+    log = load_log(args.log, args.data_dir, pollution=args.pollution)
+    settings = {
+        n: v
+        for n, v in asdict(args).items()
+        if n in ("epochs", "hidden_size", "max_length", "learning_rate")
+    }
+    for seed in args.seeds:
+        for name in args.arms:
+            target = args.work_dir / world / f"{name}_{seed}.json"
+            if target.exists():
+                continue
+            model, seconds = train(args, ARMS[name], log, seed)
+            result = {"settings": settings, "seconds an epoch": round(seconds, 2)}
+            result |= {"learned": learned(model), "values": measure(model, log)}
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(result))
+            means = {
+                p: {q: round(float(np.mean(v)), 4) for q, v in x.items()}
+                for p, x in result["values"].items()
+            }
+            print(
+                world, name, seed, result["seconds an epoch"], means, result["learned"], flush=True
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
