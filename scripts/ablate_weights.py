@@ -42,6 +42,7 @@ class Arm:
     label_power: float = 0.0
     weighted_table: bool = False
     gate: bool = False
+    collapse: bool = False
 
 
 ARMS = {
@@ -59,6 +60,12 @@ ARMS = {
     "all + table": Arm(PLACES, label_power=1.0, weighted_table=True),
     "all + gate": Arm(PLACES, label_power=1.0, gate=True),
     "all + table + gate": Arm(PLACES, label_power=1.0, weighted_table=True, gate=True),
+    "full, ones": Arm(),
+    "collapsed, ones": Arm(collapse=True),
+    "collapsed, input": Arm(("input",), collapse=True),
+    "collapsed, attention": Arm(("attention",), collapse=True),
+    "collapsed, priors": Arm(("priors",), collapse=True),
+    "collapsed, all": Arm(PLACES, collapse=True),
     "all^2 + table + gate": Arm(PLACES, label_power=2.0, weighted_table=True, gate=True),
 }
 
@@ -111,6 +118,7 @@ def build_model(args: AblationArguments, arm: Arm, log: WeightedLog) -> Implicit
         num_cooccurrences=NEIGHBOURS,
         loss_chunk_size=128,
         use_weight_gate=arm.gate,
+        collapse_repeats=arm.collapse,
     )
     model = ImplicitRecForScoring(config)
     model.fit_item_counts(torch.as_tensor(log.counts))
@@ -136,7 +144,12 @@ def train(args: AblationArguments, arm: Arm, log: WeightedLog, seed: int) -> tup
     set_seed(seed)
     model = build_model(args, arm, log)
     collator = DataCollatorForNextItem(
-        args.max_length, num_folds=FOLDS, seed=seed, label_weight_power=arm.label_power
+        args.max_length,
+        target_window=log.window,
+        collapse_repeats=arm.collapse,
+        num_folds=FOLDS,
+        seed=seed,
+        label_weight_power=arm.label_power,
     )
     training = TrainingArguments(
         output_dir=str(args.work_dir / "trainer"),
@@ -158,19 +171,22 @@ def train(args: AblationArguments, arm: Arm, log: WeightedLog, seed: int) -> tup
     )
     callbacks = [EpochCallback(collator)]
     trainer = Trainer(model, training, collator, log.train, callbacks=callbacks)
-    started = time.monotonic()
+    started = time.process_time()
     trainer.train()
-    return model.eval(), (time.monotonic() - started) / args.epochs
+    return model.eval(), (time.process_time() - started) / args.epochs
 
 
 @torch.no_grad()
 def scores(model: ImplicitRecForScoring, rows: list[dict]) -> torch.Tensor:
     """`[rows, vocab_size]` after the history of each."""
-    collator = DataCollatorForNextItem(model.config.max_position_embeddings)
+    config = model.config
+    collator = DataCollatorForNextItem(
+        config.max_position_embeddings, collapse_repeats=config.collapse_repeats
+    )
     names = ("input_ids", "input_weights", "timestamps")
     histories = [{n: row[n] for n in names if n in row} | {"target_ids": []} for row in rows]
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
-    found = torch.empty(len(rows), model.config.vocab_size)
+    found = torch.empty(len(rows), config.vocab_size)
     for start in range(0, len(rows), 128):
         chosen = order[start : start + 128]
         batch = collator([histories[i] for i in chosen])
@@ -213,12 +229,20 @@ def measure(model: ImplicitRecForScoring, log: WeightedLog) -> dict:
     """Per part and question, the value of every user."""
     found: dict = {}
     for part, questions in log.parts.items():
-        found[part] = {
-            question: by_user(ndcg(model, questions[question], log.new_only), questions[question])
-            for question in ("next", "strong")
-        }
-        found[part]["pairs"] = by_user(pair_accuracy(model, questions["pairs"]), questions["pairs"])
+        found[part] = {}
+        for question, rows in questions.items():
+            if rows and question == "pairs":
+                found[part][question] = by_user(pair_accuracy(model, rows), rows)
+            elif rows:
+                found[part][question] = by_user(ndcg(model, rows, log.new_only), rows)
     return found
+
+
+def mean_length(args: AblationArguments, arm: Arm, log: WeightedLog) -> float:
+    """Events of a test history as the model takes it."""
+    rows = log.parts["test"]["next"]
+    sizes = [len(np.unique(r["input_ids"])) if arm.collapse else len(r["input_ids"]) for r in rows]
+    return float(np.minimum(sizes, args.max_length).mean())
 
 
 def learned(model: ImplicitRecForScoring) -> dict:
@@ -246,7 +270,8 @@ def main() -> None:
             if target.exists():
                 continue
             model, seconds = train(args, ARMS[name], log, seed)
-            result = {"settings": settings, "seconds an epoch": round(seconds, 2)}
+            result = {"settings": settings, "CPU seconds an epoch": round(seconds, 2)}
+            result["mean length"] = round(mean_length(args, ARMS[name], log), 1)
             result |= {"learned": learned(model), "values": measure(model, log)}
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(result))
@@ -255,7 +280,13 @@ def main() -> None:
                 for p, x in result["values"].items()
             }
             print(
-                world, name, seed, result["seconds an epoch"], means, result["learned"], flush=True
+                world,
+                name,
+                seed,
+                result["CPU seconds an epoch"],
+                means,
+                result["learned"],
+                flush=True,
             )
 
 

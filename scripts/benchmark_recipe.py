@@ -90,7 +90,8 @@ def readme_table(reports: dict[str, dict]) -> str:
 def with_results(readme: str) -> str:
     """The text of README.md with its table made anew from `docs/results`."""
     found = sorted((ROOT / "docs" / "results").glob("*.json"))
-    table = readme_table({path.stem: json.loads(path.read_text()) for path in found})
+    reports = {path.stem: json.loads(path.read_text()) for path in found}
+    table = readme_table({name: report for name, report in reports.items() if "results" in report})
     before, rest = readme.split(START)
     return before + START + table + END + rest.split(END)[1]
 

