@@ -43,6 +43,8 @@ class Arm:
     weighted_table: bool = False
     gate: bool = False
     collapse: bool = False
+    ask: bool = False
+    power: bool = False
 
 
 ARMS = {
@@ -60,6 +62,15 @@ ARMS = {
     "all + table": Arm(PLACES, label_power=1.0, weighted_table=True),
     "all + gate": Arm(PLACES, label_power=1.0, gate=True),
     "all + table + gate": Arm(PLACES, label_power=1.0, weighted_table=True, gate=True),
+    "priors, power": Arm(("priors",), power=True),
+    "priors, power, loss": Arm(("priors",), label_power=1.0, power=True),
+    "all, power": Arm(PLACES, label_power=1.0, power=True),
+    "all but loss, power": Arm(PLACES, power=True),
+    "all, power, table": Arm(PLACES, label_power=1.0, power=True, weighted_table=True),
+    "ask": Arm(ask=True),
+    "ask + loss": Arm(label_power=1.0, ask=True),
+    "all + ask": Arm(PLACES, label_power=1.0, ask=True),
+    "all but loss + ask": Arm(PLACES, ask=True),
     "full, ones": Arm(),
     "collapsed, ones": Arm(collapse=True),
     "collapsed, input": Arm(("input",), collapse=True),
@@ -106,6 +117,31 @@ def present_only(module: nn.Module, args: tuple) -> tuple:
     return (*args[:place], weights, *args[place + 1 :])
 
 
+class AskedStrength(nn.Module):
+    """Adds to the state the embedding of the strength asked for; while training, the label's own."""
+
+    def __init__(self, arm: Arm, hidden_size: int) -> None:
+        super().__init__()
+        self.power = arm.label_power
+        self.bins = nn.Embedding(32, hidden_size)
+        nn.init.zeros_(self.bins.weight)
+        self.asked = torch.ones(1)
+
+    def read(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        weights, labels = kwargs.get("label_weights"), kwargs.get("labels")
+        if weights is not None and labels is not None:
+            self.asked = weights[labels != -100]
+            kwargs["label_weights"] = weights**self.power
+        return args, kwargs
+
+    def add(self, module: nn.Module, args: tuple, states: torch.Tensor) -> torch.Tensor:
+        place = (self.asked.clamp(0.1, 10).log10() + 1) / 2 * 31  # two decades
+        low = place.floor().clamp(0, 30)
+        share = (place - low)[:, None]
+        low = low.long()
+        return states + (1 - share) * self.bins(low) + share * self.bins(low + 1)
+
+
 def build_model(args: AblationArguments, arm: Arm, log: WeightedLog) -> ImplicitRecForScoring:
     config = ImplicitRecConfig(
         vocab_size=log.vocab_size,
@@ -137,6 +173,12 @@ def build_model(args: AblationArguments, arm: Arm, log: WeightedLog) -> Implicit
     for name in set(PLACES) - set(arm.reads):
         for module in places[name]:
             module.register_forward_pre_hook(present_only)
+    if model.head.copy is not None:
+        model.head.copy.evidence.requires_grad_(arm.power)
+    if arm.ask:
+        model.asked = AskedStrength(arm, args.hidden_size)
+        model.register_forward_pre_hook(model.asked.read, with_kwargs=True)
+        model.state_centre.register_forward_hook(model.asked.add)
     return model
 
 
@@ -149,7 +191,7 @@ def train(args: AblationArguments, arm: Arm, log: WeightedLog, seed: int) -> tup
         collapse_repeats=arm.collapse,
         num_folds=FOLDS,
         seed=seed,
-        label_weight_power=arm.label_power,
+        label_weight_power=1.0 if arm.ask else arm.label_power,
     )
     training = TrainingArguments(
         output_dir=str(args.work_dir / "trainer"),
@@ -228,9 +270,14 @@ def by_user(values: np.ndarray, rows: list[dict]) -> list[float]:
 def measure(model: ImplicitRecForScoring, log: WeightedLog) -> dict:
     """Per part and question, the value of every user."""
     found: dict = {}
+    asked = dict(model.named_children()).get("asked")
+    weights = np.concatenate([row["input_weights"] for row in log.train])
     for part, questions in log.parts.items():
         found[part] = {}
         for question, rows in questions.items():
+            if isinstance(asked, AskedStrength):
+                strong = 1.0 if question == "next" else float(np.quantile(weights, 0.9))
+                asked.asked = torch.tensor([strong])
             if rows and question == "pairs":
                 found[part][question] = by_user(pair_accuracy(model, rows), rows)
             elif rows:
@@ -249,6 +296,8 @@ def learned(model: ImplicitRecForScoring) -> dict:
     """The numbers that say how the model came to read the weights."""
     numbers = {"beta": (1 + 10 * model.model.evidence_bias.beta).tolist()}
     numbers["evidence"] = 10 * model.head.cooccurrence.evidence.item()
+    if model.head.copy is not None:
+        numbers["copy power"] = 1 + 10 * model.head.copy.evidence.item()
     gate = model.model.weight_embedding.gate
     if gate is not None:
         numbers["gate"] = (10 * gate.weight[:, 0]).exp().tolist()
