@@ -45,6 +45,7 @@ class Arm:
     collapse: bool = False
     ask: bool = False
     power: bool = False
+    max_length: int | None = None
 
 
 ARMS = {
@@ -72,6 +73,7 @@ ARMS = {
     "all + ask": Arm(PLACES, label_power=1.0, ask=True),
     "all but loss + ask": Arm(PLACES, ask=True),
     "full, ones": Arm(),
+    "full to 512, ones": Arm(max_length=512),
     "collapsed, ones": Arm(collapse=True),
     "collapsed, input": Arm(("input",), collapse=True),
     "collapsed, attention": Arm(("attention",), collapse=True),
@@ -149,7 +151,7 @@ def build_model(args: AblationArguments, arm: Arm, log: WeightedLog) -> Implicit
         intermediate_size=2 * args.hidden_size,
         num_hidden_layers=1,
         hidden_dropout_prob=0.3,
-        max_position_embeddings=args.max_length,
+        max_position_embeddings=arm.max_length or args.max_length,
         copy_prior=not log.new_only,
         num_cooccurrences=NEIGHBOURS,
         loss_chunk_size=128,
@@ -186,7 +188,7 @@ def train(args: AblationArguments, arm: Arm, log: WeightedLog, seed: int) -> tup
     set_seed(seed)
     model = build_model(args, arm, log)
     collator = DataCollatorForNextItem(
-        args.max_length,
+        model.config.max_position_embeddings,
         target_window=log.window,
         collapse_repeats=arm.collapse,
         num_folds=FOLDS,
@@ -289,7 +291,7 @@ def mean_length(args: AblationArguments, arm: Arm, log: WeightedLog) -> float:
     """Events of a test history as the model takes it."""
     rows = log.parts["test"]["next"]
     sizes = [len(np.unique(r["input_ids"])) if arm.collapse else len(r["input_ids"]) for r in rows]
-    return float(np.minimum(sizes, args.max_length).mean())
+    return float(np.minimum(sizes, arm.max_length or args.max_length).mean())
 
 
 def learned(model: ImplicitRecForScoring) -> dict:

@@ -138,3 +138,12 @@ def test_a_users_fold_is_its_place_and_evaluation_has_none():
     rows = [{**row([1, 2], [1, 2]), "row": place} for place in (4, 5, 6)]
     assert collator(rows)["fold_ids"].tolist() == [1, 2, 0]
     assert "fold_ids" not in collator([row([1, 2], [1, 2], target_ids=[3])])
+
+
+def test_a_labels_weight_is_a_power_of_its_events():
+    history = row([5, 6, 7], [1, 2, 3])
+    history["input_weights"] = [1.0, 4.0, 9.0]
+    batch = DataCollatorForNextItem(5, label_weight_power=0.5)([history, row([8, 9], [1, 2])])
+    assert batch["labels"].tolist() == [[6, 7], [9, -100]]
+    assert batch["label_weights"].tolist() == [[2.0, 3.0], [1.0, 0.0]]
+    assert "label_weights" not in DataCollatorForNextItem(5)([history])
