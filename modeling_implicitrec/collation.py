@@ -70,6 +70,11 @@ class DataCollatorForNextItem:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.label_weight_power < 0 or (self.label_weight_power and self.target_window):
+            raise ValueError(
+                "label_weight_power must not be negative, and 0 with a target_window, whose targets "
+                f"count alike; got {self.label_weight_power}"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         parts = [self._row(row) for row in rows]

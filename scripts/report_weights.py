@@ -57,12 +57,20 @@ def compare(arm: dict[int, dict], base: dict[int, dict], part: str, question: st
     }
 
 
+def ordered(arms: dict) -> list[str]:
+    """The base first, then single places, then what adds to them."""
+    single = ("input", "gate", "attention", "priors", "table", "loss")
+    known = (*BASES, *single)
+    return sorted(arms, key=lambda a: (known.index(a) if a in known else len(known), len(a), a))
+
+
 def summarise(arms: dict[str, dict[int, dict]]) -> dict:
     """Every arm of one world against the base, both parts, all questions."""
     base = arms[next(name for name in BASES if name in arms)]
     some = next(iter(base.values()))
     found: dict = {"settings": some["settings"], "arms": {}}
-    for name, runs in arms.items():
+    for name in ordered(arms):
+        runs = arms[name]
         entry = {"seeds": sorted(runs), "learned": [run["learned"] for run in runs.values()]}
         if "full, ones" in arms:
             for key in COSTS:
@@ -110,7 +118,7 @@ def command(name: str, world: dict) -> str:
     words = ["python scripts/ablate_weights.py", f"--log {log}"]
     words += [f"--pollution {int(share) / 100}"] if share else []
     words += [f"--{key} {value}" for key, value in world["settings"].items()]
-    return " ".join([*words, f"--arms '[{'; '.join(world['arms'])}]'".replace(";", ",")])
+    return " ".join([*words, f"--arms '{json.dumps(list(world['arms']))}'"])
 
 
 def markdown(worlds: dict[str, dict]) -> str:

@@ -1,6 +1,7 @@
 """Labels come from strictly later moments, and nothing is computed on what has no label."""
 
 import numpy as np
+import pytest
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -147,3 +148,5 @@ def test_a_labels_weight_is_a_power_of_its_events():
     assert batch["labels"].tolist() == [[6, 7], [9, -100]]
     assert batch["label_weights"].tolist() == [[2.0, 3.0], [1.0, 0.0]]
     assert "label_weights" not in DataCollatorForNextItem(5)([history])
+    with pytest.raises(ValueError, match="label_weight_power"):
+        DataCollatorForNextItem(5, label_weight_power=1.0, target_window=10.0)
