@@ -56,6 +56,7 @@ ARMS = {
     "loss": Arm(label_power=1.0),
     "all": Arm(PLACES, label_power=1.0),
     "gate": Arm(("input",), gate=True),
+    "scale": Arm(gate=True),  # the gate sees all ones: a learned scale of the item's embedding
     "table": Arm(("priors",), weighted_table=True),
     "loss^0.5": Arm(label_power=0.5),
     "loss^2": Arm(label_power=2.0),
