@@ -49,10 +49,10 @@ def compare(arm: dict[int, dict], base: dict[int, dict], part: str, question: st
     users = gaps.mean(0).std(ddof=1) / np.sqrt(gaps.shape[1])
     seeds = gaps.mean(1).std(ddof=1) / np.sqrt(len(both)) if len(both) > 1 else 0.0
     return {
-        "mean": float(np.mean(means)),
-        "std": float(np.std(means, ddof=1)) if len(means) > 1 else 0.0,
-        "difference": float(gaps.mean()),
-        "standard error": float(np.hypot(users, seeds)),
+        "mean": round(float(np.mean(means)), 6),
+        "std": round(float(np.std(means, ddof=1)), 6) if len(means) > 1 else 0.0,
+        "difference": round(float(gaps.mean()), 6),
+        "standard error": round(float(np.hypot(users, seeds)), 6),
         "users": int(gaps.shape[1]),
     }
 
@@ -143,7 +143,8 @@ def main() -> None:
     (args,) = parse_arguments(ReportArguments)
     worlds = {name: summarise(arms) for name, arms in read_runs(args.work_dir).items()}
     target = ROOT / "docs" / "results"
-    (target / "weights.json").write_text(json.dumps(worlds, indent=1) + "\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(world)}" for name, world in worlds.items()]
+    (target / "weights.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     (target / "weights.md").write_text(markdown(worlds))
     print(markdown(worlds))
 
