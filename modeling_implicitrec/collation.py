@@ -57,6 +57,8 @@ class DataCollatorForNextItem:
         negative_event_type_ids: event types that are never a label or target.
         negative_labels: also draw, for every event, the item of a negative event that follows it, as its
             label is drawn from the others: an explicit negative (see `negative_event_loss`).
+        label_weight_power: p of a label's weight in the loss, `w^p` of the event it was drawn from;
+            0 for labels that count alike.
         num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
@@ -70,6 +72,7 @@ class DataCollatorForNextItem:
     negative_labels: bool = False
     num_folds: int = 0
     seed: int = 0
+    label_weight_power: float = 0.0
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,11 @@ class DataCollatorForNextItem:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.negative_labels and (self.target_window or not self.negative_event_type_ids):
             raise ValueError("negative_labels need negative_event_type_ids and no target_window")
+        if self.label_weight_power < 0 or (self.label_weight_power and self.target_window):
+            raise ValueError(
+                "label_weight_power must not be negative, and 0 with a target_window, whose targets "
+                f"count alike; got {self.label_weight_power}"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         parts = [self._row(row) for row in rows]
@@ -89,6 +97,8 @@ class DataCollatorForNextItem:
         for name in ("target_ids", "labels", "negative_labels"):
             if name in parts[0]:
                 batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
+        if "label_weights" in parts[0]:
+            batch["label_weights"] = pad_rows([p["label_weights"] for p in parts], torch.float)
         if self.num_folds and "target_ids" not in rows[0]:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
@@ -127,11 +137,14 @@ class DataCollatorForNextItem:
         self, part: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
         wanted = self._positive(part)
-        part["labels"] = self._labels(part, wanted, generator)
+        labels, evidence = self._labels(part, wanted, generator)
         if self.negative_labels:
-            drawn = self._labels(part, ~wanted, generator)
-            told = (part["labels"] != -100) & (drawn != part["labels"])
+            drawn, _ = self._labels(part, ~wanted, generator)
+            told = (labels != -100) & (drawn != labels)
             part["negative_labels"] = np.where(told, drawn, -100)
+        part["labels"] = labels
+        if self.label_weight_power:
+            part["label_weights"] = evidence.astype(np.float32) ** self.label_weight_power
         size, start = len(part["labels"]), 0
         if size > self.max_length + 1:
             start = int(generator.integers(0, size - self.max_length))
@@ -150,13 +163,13 @@ class DataCollatorForNextItem:
 
     def _labels(
         self, part: dict[str, np.ndarray], wanted: np.ndarray, generator: np.random.Generator
-    ) -> np.ndarray:
-        """Each event's label: a wanted event drawn from the following moment or horizon, or -100."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Each event's label and its weight: a wanted event of the following moment or horizon, or -100."""
         size = len(part["input_ids"])
         times = part.get("timestamps", np.arange(size))
         tokens, moments = part["input_ids"][wanted], times[wanted]
         if not len(tokens):
-            return np.full(size, -100)
+            return np.full(size, -100), np.zeros(size)
         last = len(tokens) - 1
         first = np.searchsorted(moments, times, side="right")  # the first event of the next moment
         if self.label_horizon > 0:
@@ -164,10 +177,11 @@ class DataCollatorForNextItem:
         else:
             end = np.searchsorted(moments, moments[np.minimum(first, last)], side="right")
         drawn = first + (generator.random(size) * (end - first)).astype(np.int64)
-        labels = np.where(end > first, tokens[np.minimum(drawn, last)], -100)
+        drawn = np.minimum(drawn, last)
+        labels = np.where(end > first, tokens[drawn], -100)
         if self.moment_ends_only:
             labels[:-1][times[1:] == times[:-1]] = -100
-        return labels
+        return labels, part["input_weights"][wanted][drawn]
 
 
 class EpochCallback(TrainerCallback):

@@ -38,6 +38,7 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_weight_bins: soft bins of the log weight in the input embedding.
         use_gaps: adds to the input how long ago the user's previous event was, and the user's previous
             event of the same item (the purchase interval).
+        use_weight_gate: scales an event's embedding by a learned factor of its log weight.
         use_item_bias: adds a learned bias per item to the scores.
         use_query_time: lets the time of asking feed the copy term (off: the last event's time).
         collapse_repeats: the model was trained on histories with one event per item, at the place of
@@ -45,6 +46,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         exclude_seen: people do not take an item twice: what follows the last event is scored without
             the items of the history.
         copy_prior: adds a learned log-scaled count of the user's own weighted history.
+        learn_copy_power: lets the copy prior learn the power of an event's weight that it counts, 1 at
+            the start: worth it where one event is of many pieces.
         num_cooccurrences: neighbours stored per item for the co-occurrence prior (0: no prior).
         cooccurrence_context: how many of the last events the co-occurrence prior reads.
         cooccurrence_gap_power: p of the weight `1 / (gap + 1)^p` that the last events start with there;
@@ -85,11 +88,13 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_time_buckets: int = 32
     num_weight_bins: int = 16
     use_gaps: bool = False
+    use_weight_gate: bool = False
     use_item_bias: bool = True
     use_query_time: bool = False
     collapse_repeats: bool = False
     exclude_seen: bool = False
     copy_prior: bool = False
+    learn_copy_power: bool = False
     num_cooccurrences: int = 0
     cooccurrence_context: int = 3
     cooccurrence_gap_power: float | int = 1.0

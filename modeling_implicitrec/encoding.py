@@ -152,20 +152,22 @@ def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor
 
 
 def cooccurrence_table(
-    train: Dataset, vocab_size: int, neighbours: int, *, window: int = 3
+    train: Dataset, vocab_size: int, neighbours: int, *, window: int = 3, weighted: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The items that most often follow each item: tokens and counts `[vocab_size, neighbours]`.
 
-    A pair that is `g` events apart, up to `window`, counts `1 / g`.
+    A pair that is `g` events apart, up to `window`, counts `1 / g`; `weighted`, that times the weights
+    of both events, which is to be cross-fitted: the prior cannot take a label's own pair out of it.
     """
     values, offsets = flat_column(train, "input_ids")
     tokens = _numpy(values)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    evidence = _numpy(flat_column(train, "input_weights")[0]) if weighted else np.ones(len(tokens))
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
     for gap in range(1, window + 1):
         same = row[gap:] == row[:-gap]
         pair = (tokens[:-gap][same], tokens[gap:][same])
-        weight = np.full(len(pair[0]), 1 / gap, dtype=np.float32)
+        weight = (evidence[:-gap][same] * evidence[gap:][same] / gap).astype(np.float32)
         total = total + sparse.csr_matrix((weight, pair), shape=total.shape)
     coo = total.tocoo()
     order = np.lexsort((coo.col, -coo.data, coo.row))

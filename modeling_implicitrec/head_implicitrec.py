@@ -39,8 +39,8 @@ class TimeKernel(nn.Module):
 class CopyPrior(nn.Module):
     """Self-excitation, as in a Hawkes process (1971): every event raises the chance of its own item.
 
-    The count of item v at position i is `sum over j <= i with item v of w_j * exp(k[age bucket])`,
-    for a learned kernel k.
+    The count of item v at position i is `sum over j <= i with item v of w_j^q * exp(k[age bucket])`,
+    for a learned kernel k and a power q, 1 unless `learn_copy_power`.
     """
 
     def __init__(self, config: ImplicitRecConfig):
@@ -48,6 +48,7 @@ class CopyPrior(nn.Module):
         self.num_buckets = config.num_time_buckets
         self.time_kernel = TimeKernel(config)
         self.distance_kernel = nn.Parameter(torch.zeros(config.num_time_buckets))
+        self.evidence = nn.Parameter(torch.zeros(()), requires_grad=config.learn_copy_power)
         self.power = nn.Parameter(torch.zeros(()))
         self.level = nn.Parameter(torch.zeros(()))
         self.item_level = nn.Embedding(config.vocab_size, 1)
@@ -57,8 +58,10 @@ class CopyPrior(nn.Module):
         ids, weights, columns = history["input_ids"], history["weights"], history["columns"]
         distance = columns[:, None] - torch.arange(ids.shape[1], device=ids.device)
         log_kernel = SCALAR_STEP * self.distance_kernel[log_buckets(distance, self.num_buckets)]
-        log_kernel = log_kernel + self.time_kernel(history)
-        return ids, weights * (distance >= 0) * log_kernel.clamp_max(10).exp()
+        log_kernel = (log_kernel + self.time_kernel(history)).clamp_max(10)
+        log_weight = (1 + SCALAR_STEP * self.evidence) * weights.clamp_min(1e-9).log()
+        present = (weights > 0) & (distance >= 0)
+        return ids, present * (log_weight + log_kernel).exp()
 
 
 class CooccurrencePrior(nn.Module):

@@ -69,16 +69,23 @@ def interpolate(bins: Tensor, place: Tensor) -> Tensor:
 
 
 class WeightEmbedding(nn.Module):
-    """Embeds the log of an event's weight in soft bins."""
+    """Adds to an event's embedding that of its log weight, interpolated linearly between two bins.
+
+    With `use_weight_gate` the event's own part is first scaled by a learned factor of its bin, 1 at the
+    start: so an accidental event can fade, at the place where the next one is asked for as well.
+    """
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.bins = nn.Embedding(config.num_weight_bins, config.hidden_size)
+        self.gate = nn.Embedding(config.num_weight_bins, 1) if config.use_weight_gate else None
 
-    def forward(self, weights: Tensor) -> Tensor:
+    def forward(self, events: Tensor, weights: Tensor) -> Tensor:
         last = self.bins.num_embeddings - 1
         place = (weights.clamp(1e-3, 1e3).log10() / 6 + 0.5) * last  # [batch, length]
-        return interpolate(self.bins.weight, place)
+        if self.gate is not None:
+            events = events * (SCALAR_STEP * interpolate(self.gate.weight, place)).exp()
+        return events + interpolate(self.bins.weight, place)
 
 
 class GapEmbedding(nn.Module):

@@ -120,7 +120,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         if self.training and self.config.item_dropout_prob:
             kept = torch.rand_like(weights) >= self.config.item_dropout_prob
             hidden = hidden * kept.unsqueeze(-1)
-        hidden = hidden + self.weight_embedding(weights)
+        hidden = self.weight_embedding(hidden, weights)
         if self.gap_embedding is not None and timestamps is not None:
             hidden = hidden + self.gap_embedding(input_ids, timestamps, present)
         if self.platform_embedding is not None:

@@ -155,8 +155,7 @@ class ImplicitRecProcessor(ProcessorMixin):
     def extend(self, events: Any, *, min_item_count: int = 1) -> int:
         """Count the items of a log that has grown; those not known yet get the tokens after the last.
 
-        Tokens and weights stay, so that a model can go on: its item table grows by the number of new
-        items, which is returned.
+        Tokens and weights stay, so that a model can go on. Returns the number of new items.
 
         Args:
             events: all training events, old and new, as for [`~ImplicitRecProcessor.fit`].

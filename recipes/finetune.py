@@ -49,6 +49,12 @@ class FinetuneArguments:
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
+    weighted_cooccurrences: bool = field(
+        default=False, metadata={"help": "count pairs by their weights; needs cooccurrence_folds"}
+    )
+    label_weight_power: float = field(
+        default=0.0, metadata={"help": "p of a label's weight w^p in the loss; 0: alike"}
+    )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
     target_window_days: float = field(
@@ -94,7 +100,10 @@ def cooccurrences(args: FinetuneArguments, config: ImplicitRecConfig, rows) -> t
     if args.cooccurrence_source == "ease":
         return ease_table(rows, size, neighbours, target_days=args.recent_days or None)
     if args.cooccurrence_source == "sequence":
-        return cooccurrence_table(rows, size, neighbours, window=config.cooccurrence_context)
+        if args.weighted_cooccurrences and not args.cooccurrence_folds:
+            raise SystemExit("weighted_cooccurrences needs cooccurrence_folds of 2 or more")
+        window, weighted = config.cooccurrence_context, args.weighted_cooccurrences
+        return cooccurrence_table(rows, size, neighbours, window=window, weighted=weighted)
     raise SystemExit(f"cooccurrence_source: sequence or ease, got {args.cooccurrence_source!r}")
 
 
@@ -136,6 +145,7 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         negative_event_type_ids=model.config.negative_event_type_ids or (),
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
+        label_weight_power=args.label_weight_power,
         seed=training.seed,
     )
     callbacks: list = [EpochCallback(collator)]

@@ -171,3 +171,14 @@ def test_explicit_negatives_are_drawn_from_the_negative_events_alone():
     assert batch["negative_labels"].tolist() == [[2, 4, 4, -100, -100]]
     with pytest.raises(ValueError, match="negative_labels need"):
         DataCollatorForNextItem(9, negative_labels=True)
+
+
+def test_a_labels_weight_is_a_power_of_its_events():
+    history = row([5, 6, 7], [1, 2, 3])
+    history["input_weights"] = [1.0, 4.0, 9.0]
+    batch = DataCollatorForNextItem(5, label_weight_power=0.5)([history, row([8, 9], [1, 2])])
+    assert batch["labels"].tolist() == [[6, 7], [9, -100]]
+    assert batch["label_weights"].tolist() == [[2.0, 3.0], [1.0, 0.0]]
+    assert "label_weights" not in DataCollatorForNextItem(5)([history])
+    with pytest.raises(ValueError, match="label_weight_power"):
+        DataCollatorForNextItem(5, label_weight_power=1.0, target_window=10.0)

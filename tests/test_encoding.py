@@ -74,6 +74,16 @@ def test_cooccurrences_are_counted_by_gap_within_a_row():
     assert counts[0].sum() == 0
 
 
+def test_weighted_cooccurrences_count_by_the_weights_of_both_events():
+    rows = Dataset(
+        pa.table({"input_ids": [[1, 2, 3], [1, 2]], "input_weights": [[2.0, 3.0, 0.5], [1.0, 1.0]]})
+    )
+    items, counts = cooccurrence_table(rows, 4, 2, window=2, weighted=True)
+    assert items[1].tolist() == [2, 3]
+    np.testing.assert_allclose(counts[1], [2 * 3 + 1, 2 * 0.5 / 2])
+    np.testing.assert_allclose(counts[2], [3 * 0.5, 0])
+
+
 def test_the_ease_table_holds_the_strongest_weights_of_ease():
     rng = np.random.default_rng(0)
     rows = Dataset.from_dict({"input_ids": [sorted(set(rng.integers(1, 9, 6))) for _ in range(60)]})

@@ -81,6 +81,30 @@ def test_weight_three_counts_as_three_copies():
     torch.testing.assert_close(once, copies)
 
 
+def test_the_copy_prior_learns_how_much_a_weight_counts():
+    prior = tiny(copy_prior=True).head.copy
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.zero_()
+    weights = torch.tensor([[4.0, 0.25, 0.0, 9.0]])
+    history = {"input_ids": torch.tensor([[4, 5, 6, 7]]), "weights": weights}
+    history["columns"] = torch.tensor([2])
+    for power, counts in ((1.0, [4.0, 0.25, 0, 0]), (0.5, [2.0, 0.5, 0, 0]), (0.0, [1, 1, 0, 0])):
+        prior.evidence.data.fill_((power - 1) / SCALAR_STEP)
+        torch.testing.assert_close(prior(history)[1], torch.tensor([counts], dtype=torch.float))
+
+
+def test_the_weight_gate_scales_an_event_by_its_weight():
+    layer = tiny(use_weight_gate=True, num_weight_bins=7).model.weight_embedding  # a bin a decade
+    events, weights = torch.ones(1, 2, 16), torch.tensor([[1.0, 10.0]])
+    with torch.no_grad():
+        layer.bins.weight.zero_()
+        layer.gate.weight.zero_()
+        torch.testing.assert_close(layer(events, weights), events)
+        layer.gate.weight[4] = math.log(2) / SCALAR_STEP
+    torch.testing.assert_close(layer(events, weights)[0, :, 0], torch.tensor([1.0, 2.0]))
+
+
 def test_a_batch_gives_what_each_history_gives_alone():
     model, batch = tiny(copy_prior=True), histories()
     together = model(**batch).logits
