@@ -1,7 +1,7 @@
 """Read a raw log from any source into a table of the engine that is to clean it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -47,6 +47,12 @@ def describe_source(source: LogSource) -> str:
     if isinstance(source, (list, tuple)):
         return ", ".join(map(describe_source, source))
     return hide_secrets(str(source)) if isinstance(source, (str, Path)) else type(source).__name__
+
+
+def by_platform(source: LogSource | Mapping[str, LogSource]) -> dict[str | None, LogSource]:
+    """The log of each platform; of `None` where there is one log of all."""
+    several = isinstance(source, Mapping) and not isinstance(source, SPLITS)
+    return dict(source.items()) if several else {None: source}  # type: ignore[union-attr, dict-item]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .cleaning import Cleaner, CleaningOptions
 from .cleaning_report import CleaningReport
 from .engine import DuckDBEngine
 from .event_columns import ColumnRules
-from .event_source import LogSource, describe_source
+from .event_source import LogSource, by_platform, describe_source
 from .events import (
     Events,
     EventSchema,
@@ -109,7 +109,7 @@ def append_events(
     work = tempfile.mkdtemp(prefix=".append-", dir=folder)
     new = DuckDBEngine(work, memory_limit, buckets=manifest["buckets"])
     weakref.finalize(new, discard_engine, new.connection, work)
-    logs = dict(source) if isinstance(source, Mapping) else {None: source}
+    logs = by_platform(source)
     chosen = [_origin(made, platform) for platform in logs]
     staged = stage_logs(
         new,

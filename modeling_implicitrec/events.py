@@ -30,6 +30,7 @@ from modeling_implicitrec.event_source import (
     EXAMPLES,
     LogSource,
     RawLog,
+    by_platform,
     describe_source,
     find_examples,
     read_log,
@@ -189,10 +190,8 @@ def load_events(
     >>> load_events(log).report.dropped
     {'missing item_id': 1}
     """
-    logs: dict[str | None, LogSource] = {None: source}
-    if isinstance(source, Mapping):
-        logs = dict(source.items())
-    own_items = isinstance(source, Mapping) if shared_items is None else not shared_items
+    logs = by_platform(source)
+    own_items = None not in logs if shared_items is None else not shared_items
     engine = open_engine(list(logs.values()), memory_limit, temp_directory)
     origins = []
     for platform in logs:

@@ -26,6 +26,10 @@ REASONS = {
     r"(\w+) not a number": "What stands in the log as {0} is no finite number.",
     r"(\w+) not positive": "The {0} is zero or less: often a return, a test or an error.",
     r"duplicate": "The row equals an earlier one in every column; the first one is kept.",
+    r"ancient timestamp": "The time lies before anything that such a log can hold.",
+    r"future timestamp": "The time lies in the future: a wrong clock.",
+    r"user like a machine": "On a busy day the user took one thing again and again, or kept the gaps "
+    "of a clock; all events of such users go.",
     r"user with more than (\d+) events a day": "The user did more than {0} things on one day, as "
     "robots do; all events of such users go.",
     r"merged into the event before": "The user repeated the same thing right away; it is one event, "
@@ -34,7 +38,11 @@ REASONS = {
     r"item with fewer than (\d+) events": "An item with under {0} events says too little to learn from.",
 }
 NOTES = {
-    r"timestamp unit": "The unit that the times of the log were found to be in.",
+    r"timestamps in (\w+)": "Times that were found to be in {0} and were read so.",
+    r"timestamps a thousand times too small": "Times of January 1970: seconds that somebody had read "
+    "as milliseconds; read as seconds again.",
+    r"duration not believed": "Longer than a day, as of a window left open: taken as not recorded.",
+    r"item_duration not a number": "The content length is no number: taken as not recorded.",
     r"(\w+) clipped": "Rows whose {0} was so large that it was lowered to the limit.",
     r"(\w+) clipped at": "The limit that a very large {0} was lowered to.",
     r"(\w+) not recorded": "Rows kept that give no {0}; it has no part in their weight.",

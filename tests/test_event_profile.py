@@ -1,6 +1,5 @@
 """The profile of a log: aggregates counted by hand, and the same on every engine."""
 
-import shutil
 from collections import Counter
 
 import ibis
@@ -203,10 +202,8 @@ def test_weights_without_types_are_one_row() -> None:
         weight_histograms(rows.remove_columns("input_weights"), untyped)
 
 
-def test_spark_gives_the_same_profile(tmp_path) -> None:
-    sql = pytest.importorskip("pyspark.sql")
-    if shutil.which("java") is None:
-        pytest.skip("Spark needs Java")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_spark_gives_the_same_profile(spark, tmp_path) -> None:
     rng = np.random.default_rng(0)
     size = 500
     log = pd.DataFrame(
@@ -224,15 +221,5 @@ def test_spark_gives_the_same_profile(tmp_path) -> None:
     log.loc[::19, "event_type"] = None
     path = tmp_path / "events.parquet"
     log.to_parquet(path)
-    session = (
-        sql.SparkSession.builder.master("local[1]")
-        .config("spark.sql.shuffle.partitions", 1)
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.warehouse.dir", str(tmp_path / "warehouse"))
-        .getOrCreate()
-    )
-    try:
-        spark = profile_events(ibis.pyspark.connect(session).read_parquet(str(path)), max_types=3)
-    finally:
-        session.stop()
-    assert spark == profile_events(ibis.duckdb.connect().read_parquet(str(path)), max_types=3)
+    found = profile_events(spark.read_parquet(str(path)), max_types=3)
+    assert found == profile_events(ibis.duckdb.connect().read_parquet(str(path)), max_types=3)

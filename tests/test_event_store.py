@@ -56,16 +56,16 @@ def test_saved_events_open_again(tmp_path) -> None:
     assert found.report == report
 
 
-@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(
-    cut=st.floats(0.1, 0.9),
+    cut=st.floats(0.4, 0.9),
     seed=st.integers(0, 99),
     options=st.sampled_from(
         [
             CleaningOptions(),
             CleaningOptions(merge_repeats=True, clip_quantile=0.9),
             CleaningOptions(merge_repeats=True, merge_seconds=5_000, max_events_per_day=9),
-            CleaningOptions(merge_repeats=True, min_user_events=2, min_item_events=12),
+            CleaningOptions(merge_repeats=True, min_user_events=2, min_item_events=6),
         ]
     ),
 )
@@ -81,17 +81,17 @@ def test_adding_is_rebuilding(tmp_path_factory, cut: float, seed: int, options) 
 
 
 def test_adding_in_many_buckets(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(engine_module, "BUCKET_ROWS", 50)
-    log = log_of(400).assign(user_id=lambda rows: "u" + rows["user_id"].astype(str))
+    monkeypatch.setattr(engine_module, "BUCKET_ROWS", 40)
+    log = log_of(200).assign(user_id=lambda rows: "u" + rows["user_id"].astype(str))
     options = CleaningOptions(merge_repeats=True, min_user_events=3)
     whole = load_events(log, SCHEMA, cleaning=options)
-    assert whole.engine.num_buckets > 5
+    assert whole.engine.num_buckets >= 5
     monkeypatch.undo()
     assert_same(load_events(log, SCHEMA, cleaning=options), whole)
-    monkeypatch.setattr(engine_module, "BUCKET_ROWS", 50)
-    save_events(load_events(log[:300], SCHEMA, cleaning=options), tmp_path)
-    add(tmp_path, log[300:310])
-    assert_same(add(tmp_path, log[310:]), whole)
+    monkeypatch.setattr(engine_module, "BUCKET_ROWS", 40)
+    save_events(load_events(log[:150], SCHEMA, cleaning=options), tmp_path)
+    add(tmp_path, log[150:155])
+    assert_same(add(tmp_path, log[155:]), whole)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.is_dir()) == ["events.json"]
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 

@@ -53,10 +53,11 @@ def test_the_python_of_the_weights_page_runs():
         assert name in kept or name in ("fit", "raw", "None"), name
 
 
-def test_the_python_of_the_page_about_logs_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["logs.md", "events.md"])
+def test_the_python_of_the_pages_about_logs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/logs.md").read_text(), re.S):
-        exec(compile(block, "logs.md", "exec"), {})
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
+        exec(compile(block, page, "exec"), {})
 
 
 def test_the_worked_weight_is_what_the_processor_computes():
