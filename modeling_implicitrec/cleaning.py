@@ -102,6 +102,11 @@ class Cleaner:
         for row in counts.order_by("reason").to_pyarrow().to_pylist():
             self.count(str(row["reason"]), int(row["rows"]))
 
+    def clean_staged(self, staged: ibis.Table) -> ibis.Table:
+        """The typed rows of whole users that can be used, cleaned."""
+        usable = staged.filter(staged.reason.isnull()).drop("reason")
+        return self.clean_users(self.drop_duplicates(usable))
+
     def drop_duplicates(self, table: ibis.Table) -> ibis.Table:
         """The first of equal rows."""
         if not self.options.drop_duplicates:

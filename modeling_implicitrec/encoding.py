@@ -14,18 +14,11 @@ from .baselines import EASE
 from .names_implicitrec import CodedNames
 from .processing_implicitrec import ImplicitRecProcessor
 from .shards import map_ahead, read_batches, write_arrow
-from .weights_implicitrec import is_any
+from .weights_implicitrec import COLUMNS, is_any
 
 logger = logging.getLogger(__name__)
 
-FLAT_NAMES = {
-    "item_ids": "item_id",
-    "event_types": "event_type",
-    "durations": "duration",
-    "item_durations": "item_duration",
-    "counts": "count",
-    "platforms": "platform",
-}
+FLAT_NAMES = {plural: name for name, plural in COLUMNS.items() if name != "timestamp"}
 NAMED = ("event_types", "target_event_types", "platforms")
 SMALL = {"input_ids": pa.int32(), "event_type_ids": pa.int16(), "platform_ids": pa.int16()}
 
@@ -128,10 +121,8 @@ def _encode(batch: pa.RecordBatch, processor: ImplicitRecProcessor) -> tuple[pa.
     weighing = ["timestamps", *(name for name in FLAT_NAMES if name != "item_ids")]
     flat: dict = {name: _flat(batch, name) for name in weighing if name in batch.schema.names}
     items, offsets = _flatten(batch["item_ids"])
-    coded = items.dictionary_encode()
-    encoded = processor.encode_flat(
-        _numpy(coded.dictionary), offsets, codes=_numpy(coded.indices), **flat
-    )
+    coded = _coded(items)
+    encoded = processor.encode_flat(coded.names, offsets, codes=coded.codes, **flat)
     if "timestamps" in flat:
         encoded["timestamps"] = flat["timestamps"]
     known = encoded["input_ids"] > 0

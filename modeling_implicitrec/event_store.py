@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,11 +20,13 @@ from .events import (
     EventSchema,
     Origin,
     Provenance,
-    discard_engine,
+    add_notes,
     finish_events,
     join_examples,
+    open_duckdb,
     stage_logs,
     store_events,
+    with_log_order,
 )
 
 MANIFEST = "events.json"
@@ -106,9 +106,9 @@ def append_events(
     manifest = _manifest(folder)
     old = _engine(folder, manifest, memory_limit)
     made = _made(manifest)
-    work = tempfile.mkdtemp(prefix=".append-", dir=folder)
-    new = DuckDBEngine(work, memory_limit, buckets=manifest["buckets"])
-    weakref.finalize(new, discard_engine, new.connection, work)
+    new = open_duckdb(
+        memory_limit, folder, buckets=manifest["buckets"]
+    )  # whose files can be linked
     logs = by_platform(source)
     chosen = [_origin(made, platform) for platform in logs]
     staged = stage_logs(
@@ -163,19 +163,16 @@ def _bucket(
     """A bucket's clean events; `before` counts what the same users had lost so far."""
     engine = cleaner.engine
     assert isinstance(engine, DuckDBEngine)
-    usable = rows.filter(rows.reason.isnull()).drop("reason")
     if not os.path.isdir(past):
-        return cleaner.clean_users(cleaner.drop_duplicates(usable))
-    old = engine.read("past", past).semi_join(users, "user_id")
-    old = engine.keep("own_past", old.filter(old.reason.isnull()).drop("reason"))
-    engine.keep("discarded", before.clean_users(before.drop_duplicates(old)))
-    every = engine.keep("own_rows", old.union(usable.select(old.columns)))
-    again = cleaner.clean_users(cleaner.drop_duplicates(every))
+        return cleaner.clean_staged(rows)
+    old = engine.keep("own_past", engine.read("past", past).semi_join(users, "user_id"))
+    before.clean_staged(old)
+    every = engine.keep("own_rows", old.union(rows.select(old.columns)))
+    again = cleaner.clean_staged(every)
     if not os.path.isdir(clean):
         return again
     rest = engine.read("settled", clean).anti_join(users, "user_id")
-    again = again.rename(log_order="order" if "order" in again.columns else "row")
-    return rest.union(again.select(rest.columns))
+    return rest.union(with_log_order(again).select(rest.columns))
 
 
 def _origin(made: Provenance, platform: str | None) -> Origin:
@@ -203,9 +200,7 @@ def _joined(made: Provenance) -> Provenance:
     for origin in made.origins:
         first = origins.setdefault(origin.rules.platform, origin)
         if first is not origin:
-            notes = dict(first.rules.notes)
-            for name, value in origin.rules.notes.items():
-                notes[name] = notes.get(name, 0) + value
+            notes = first.rules.notes | add_notes(first.rules.notes, origin.rules.notes)
             rules = replace(first.rules, notes=notes)
             origins[origin.rules.platform] = replace(first, rules=rules)
     return replace(made, origins=list(origins.values()))
@@ -232,11 +227,8 @@ def _made(manifest: dict) -> Provenance:
 
 
 def _engine(folder: str | Path, manifest: dict, memory_limit: str | None) -> DuckDBEngine:
-    work = tempfile.mkdtemp(prefix="events-")
     data = os.path.join(folder, manifest["data"])
-    engine = DuckDBEngine(work, memory_limit, data=data, buckets=manifest["buckets"])
-    weakref.finalize(engine, discard_engine, engine.connection, work)
-    return engine
+    return open_duckdb(memory_limit, None, data=data, buckets=manifest["buckets"])
 
 
 def _link_files(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import duckdb
 import ibis
@@ -201,9 +202,7 @@ def load_events(
     cleaner = Cleaner(engine, cleaning)
     cleaner.count_unusable(engine.stored("staged"))
     for bucket, table in engine.buckets("staged"):
-        usable = table.filter(table.reason.isnull()).drop("reason")
-        clean = cleaner.clean_users(cleaner.drop_duplicates(usable))
-        store_events(engine, clean, "clean", bucket)
+        store_events(engine, cleaner.clean_staged(table), "clean", bucket)
     dropped = dict(cleaner.dropped)
     made = Provenance(staged.origins, cleaning, staged.rows, dropped, staged.examples)
     return finish_events(cleaner, made)
@@ -235,19 +234,34 @@ def open_engine(
     sources: Sequence[LogSource], memory_limit: str | None, temp_directory: str | None
 ) -> Engine:
     """The engine that the sources live on, in a folder that goes with it."""
-    folder = tempfile.mkdtemp(prefix="events-", dir=temp_directory)
-    engine: Engine
     spark = [
         log.get_backend()
         for log in sources
         if isinstance(log, ibis.Table) and log.get_backend().name == "pyspark"
     ]
-    engine = SparkEngine(folder, spark[0]) if spark else DuckDBEngine(folder, memory_limit)
-    weakref.finalize(engine, discard_engine, engine.connection, folder)
+    if not spark:
+        return open_duckdb(memory_limit, temp_directory)
+    folder = tempfile.mkdtemp(prefix="events-", dir=temp_directory)
+    engine = SparkEngine(folder, spark[0])
+    weakref.finalize(engine, _discard, engine.connection, folder)
     return engine
 
 
-def discard_engine(connection: ibis.BaseBackend, folder: str) -> None:
+def open_duckdb(
+    memory_limit: str | None,
+    temp_directory: str | Path | None,
+    *,
+    data: str | None = None,
+    buckets: int | None = None,
+) -> DuckDBEngine:
+    """An embedded DuckDB in a temporary folder that goes with it."""
+    folder = tempfile.mkdtemp(prefix=".events-", dir=temp_directory)
+    engine = DuckDBEngine(folder, memory_limit, data=data, buckets=buckets)
+    weakref.finalize(engine, _discard, engine.connection, folder)
+    return engine
+
+
+def _discard(connection: ibis.BaseBackend, folder: str) -> None:
     """Close an engine of ours and remove its folder."""
     if connection.name == "duckdb":
         connection.disconnect()
@@ -321,12 +335,23 @@ def join_examples(first: dict[str, list], second: dict[str, list]) -> dict[str, 
     return {name: [*first.get(name, []), *second.get(name, [])][:EXAMPLES] for name in reasons}
 
 
+def with_log_order(table: ibis.Table) -> ibis.Table:
+    """Clean events with `log_order`: the log's own order, or the place in the source."""
+    if "log_order" in table.columns:
+        return table
+    return table.rename(log_order="order" if "order" in table.columns else "row")
+
+
 def store_events(engine: Engine, table: ibis.Table, folder: str, bucket: str) -> None:
     """Write a bucket's clean events, sorted."""
-    if "log_order" not in table.columns:
-        table = table.rename(log_order="order" if "order" in table.columns else "row")
+    table = with_log_order(table)
     names = [name for name in (*COLUMNS, "row") if name in table.columns]
     engine.store(table.select(names), folder, bucket, [name for name in SORTED if name in names])
+
+
+def add_notes(first: Mapping, second: Mapping[str, int]) -> dict[str, int]:
+    """The second's notes, each with what the first has under its name."""
+    return {name: first.get(name, 0) + value for name, value in second.items()}
 
 
 def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
@@ -337,8 +362,7 @@ def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
     limits = clip_limits(stored, made.cleaning.clip_quantile)
     notes: dict[str, int | float | str] = {}
     for origin in made.origins:
-        for name, value in origin.rules.notes.items():
-            notes[name] = int(notes.get(name, 0)) + value
+        notes |= add_notes(notes, origin.rules.notes)
     for name, (limit, higher) in limits.items():
         notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
     notes |= _missing(stored)
