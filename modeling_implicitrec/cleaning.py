@@ -8,7 +8,7 @@ import numpy as np
 from ibis import _
 
 from modeling_implicitrec.engine import Engine
-from modeling_implicitrec.event_columns import STRENGTHS
+from modeling_implicitrec.event_columns import REASONS, STRENGTHS
 
 SECONDS_PER_DAY = 86_400
 TIME_ORDER = ("timestamp", "order", "log_order", "row")
@@ -100,7 +100,7 @@ class Cleaner:
         """Count the typed rows that cannot be used."""
         counts = staged.filter(_.reason.notnull()).group_by("reason").agg(rows=_.count())
         for row in counts.order_by("reason").to_pyarrow().to_pylist():
-            self.count(str(row["reason"]), int(row["rows"]))
+            self.count(REASONS[row["reason"]], int(row["rows"]))
 
     def clean_staged(self, staged: ibis.Table) -> ibis.Table:
         """The typed rows of whole users that can be used, cleaned."""
@@ -174,21 +174,12 @@ class Cleaner:
 def _copies(table: ibis.Table) -> ibis.Table:
     """The rows that have an equal one before them."""
     keys = [name for name in table.columns if name != "row"]
-    # Few rows share user, item and time, and a number says which may: only those are compared in full.
+    # Few rows share user, item and time: only those are compared in full.
     narrow = [name for name in ("user_id", "item_id", "timestamp", "order") if name in keys]
-    marked = table.mutate(mark=_mark(table, narrow))
-    twins = marked.group_by("mark").agg(rows=_.count()).filter(_.rows > 1).select("mark")
-    rows = marked.semi_join(twins, "mark")
+    twins = table.group_by(narrow).agg(rows=_.count()).filter(_.rows > 1)
+    rows = table.semi_join(twins, narrow)
     window = ibis.window(group_by=keys, order_by="row")
     return rows.select("row", number=ibis.row_number().over(window)).filter(_.number > 0)
-
-
-def _mark(table: ibis.Table, names: list[str]) -> ibis.Value:
-    """A number that rows alike in the named columns share."""
-    mark = table[names[0]].hash()
-    for name in names[1:]:
-        mark = mark ^ table[name].hash()
-    return mark
 
 
 def _day(table: ibis.Table) -> ibis.Value:

@@ -43,21 +43,22 @@ class CleaningReport:
         temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
+    def example(self, reason: str) -> str:
+        """Where the first row of a reason stands and what it holds; empty where none is known."""
+        if not self.examples.get(reason):
+            return ""
+        first = self.examples[reason][0]
+        place = first["file"] if first["row"] is None else f"{first['file']}, row {first['row']}"
+        return f"{place}, column {first['column']!r}: {first['value']!r}"
+
     def __str__(self) -> str:
         rows: list[tuple[str, int | float | str]] = [("rows in", self.rows_in)]
         rows += [(f"  dropped: {reason}", count) for reason, count in self.dropped.items()]
         rows += [("rows out", self.rows_out)]
         rows += [(f"  note: {name}", value) for name, value in self.notes.items()]
-        rows += [
-            (f"  first: {reason}", _shown(found[0])) for reason, found in self.examples.items()
-        ]
+        rows += [(f"  first: {reason}", self.example(reason)) for reason in self.examples]
         cells = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows]
         left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
         return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells)
 
 
-def _shown(example: dict[str, Any]) -> str:
-    where = (
-        example["file"] if example["row"] is None else f"{example['file']}, row {example['row']}"
-    )
-    return f"{where}, column {example['column']!r}: {example['value']!r}"

@@ -2,15 +2,19 @@
 
 import glob
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 import ibis
 from tqdm.auto import tqdm
 
-BUCKET_ROWS = 3_000_000  # what DuckDB cleans and sorts at a time
+BUCKET_ROWS = 1_500_000  # what DuckDB cleans and sorts at a time
 # A bucket is a remainder of the user's id, and a prime makes ids that go in steps spread evenly.
 PRIMES = (1, 2, 3, 5, 7, 11, 17, 23, 31, 41, 53, 67, 83, 101, 127, 157, 197, 251, 313, 397, 499)
 FLUSH_ROWS = 4_000_000  # that a partitioned write may hold in memory, over all buckets
@@ -244,3 +248,41 @@ class SparkEngine:
 
 
 Engine: TypeAlias = DuckDBEngine | SparkEngine
+
+
+def open_engine(
+    sources: Sequence[Any], memory_limit: str | None, temp_directory: str | None
+) -> Engine:
+    """The engine that the sources live on, in a folder that goes with it."""
+    spark = [
+        log.get_backend()
+        for log in sources
+        if isinstance(log, ibis.Table) and log.get_backend().name == "pyspark"
+    ]
+    if not spark:
+        return open_duckdb(memory_limit, temp_directory)
+    folder = tempfile.mkdtemp(prefix="events-", dir=temp_directory)
+    engine = SparkEngine(folder, spark[0])
+    weakref.finalize(engine, _discard, engine.connection, folder)
+    return engine
+
+
+def open_duckdb(
+    memory_limit: str | None,
+    temp_directory: str | Path | None,
+    *,
+    data: str | None = None,
+    buckets: int | None = None,
+) -> DuckDBEngine:
+    """An embedded DuckDB in a temporary folder that goes with it."""
+    folder = tempfile.mkdtemp(prefix=".events-", dir=temp_directory)
+    engine = DuckDBEngine(folder, memory_limit, data=data, buckets=buckets)
+    weakref.finalize(engine, _discard, engine.connection, folder)
+    return engine
+
+
+def _discard(connection: ibis.BaseBackend, folder: str) -> None:
+    """Close an engine of ours and remove its folder."""
+    if connection.name == "duckdb":
+        connection.disconnect()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,20 @@ IDS = ("user_id", "item_id")
 STRENGTHS = ("duration", "count")
 NUMBERS = ("duration", "item_duration", "count")
 LABELS = ("event_type", "platform")
+# Why a row cannot be used, by the number under which that is stored: the first that holds.
+REASONS = (
+    "missing user_id",
+    "missing item_id",
+    "missing timestamp",
+    "unparsable timestamp",
+    "ancient timestamp",
+    "future timestamp",
+    "missing order",
+    "duration not a number",
+    "duration not positive",
+    "count not a number",
+    "count not positive",
+)
 # A number above the first is a time in the unit beside it (1e11 s is the year 5138).
 TIME_UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
 # Milliseconds since 1970 of 1995 to 2068, read by somebody as microseconds: days of January 1970.
@@ -115,7 +129,7 @@ def column_of(reason: str) -> str:
 
 
 def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
-    """Our columns of our types, `row`, and in `reason` why a row cannot be used (null: it can)."""
+    """Our columns of our types, `row`, and in `reason` the number of why a row cannot be used, if so."""
     values: dict[str, ibis.Value] = {
         name: raw[name].try_cast("int64") if name in rules.whole_ids else text_of(raw[name])
         for name in IDS
@@ -141,7 +155,14 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         reasons += [(values["order"].isnull(), "missing order")]
     strengths, more = _strengths(raw, values, rules)
     reasons += more
-    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*reasons))
+    numbers = [(holds, ibis.literal(REASONS.index(reason), "int8")) for holds, reason in reasons]
+    return raw.select(**values | strengths, row=raw.row, reason=ibis.cases(*numbers))
+
+
+def name_reasons(table: ibis.Table) -> ibis.Table:
+    """Typed rows with the reason in words."""
+    names = ((table.reason == number, reason) for number, reason in enumerate(REASONS))
+    return table.mutate(reason=ibis.cases(*names))
 
 
 def _strengths(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ibis import _
 
 from modeling_implicitrec.engine import DuckDBEngine, Engine
-from modeling_implicitrec.event_columns import IDS, LABELS, NUMBERS, column_of, text_of
+from modeling_implicitrec.event_columns import IDS, LABELS, NUMBERS, REASONS, column_of, text_of
 from modeling_implicitrec.source_database import is_database, read_database
 from modeling_implicitrec.source_files import Paths, find_files, hide_secrets
 from modeling_implicitrec.source_schema import ROW, LogFiles, missing_column
@@ -147,12 +147,12 @@ def find_examples(
         first_row: number of the log's first row among those staged.
     """
     bad = staged.filter(_.reason.notnull())
-    reasons = sorted(bad.select("reason").distinct().to_pyarrow()["reason"].to_pylist())
+    numbers = sorted(bad.select("reason").distinct().to_pyarrow()["reason"].to_pylist())
     places = {}
-    for reason in reasons:
-        first = bad.filter(_.reason == reason).order_by("row").limit(EXAMPLES)
+    for number in numbers:
+        first = bad.filter(_.reason == number).order_by("row").limit(EXAMPLES)
         found = first.select("row").to_pyarrow()["row"].to_pylist()
-        places[reason] = [int(row) - first_row for row in found]
+        places[REASONS[number]] = [int(row) - first_row for row in found]
     rows = sorted({row for found in places.values() for row in found})
     if not rows:
         return {}

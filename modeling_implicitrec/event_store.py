@@ -12,7 +12,7 @@ import ibis
 
 from .cleaning import Cleaner, CleaningOptions
 from .cleaning_report import CleaningReport
-from .engine import DuckDBEngine
+from .engine import DuckDBEngine, open_duckdb
 from .event_columns import ColumnRules
 from .event_source import LogSource, by_platform, describe_source
 from .events import (
@@ -23,14 +23,13 @@ from .events import (
     add_notes,
     finish_events,
     join_examples,
-    open_duckdb,
     stage_logs,
     store_events,
     with_log_order,
 )
 
 MANIFEST = "events.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_events(events: Events, folder: str | Path) -> None:

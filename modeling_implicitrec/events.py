@@ -1,12 +1,8 @@
 """Turn a raw behaviour log into a clean event table, with a report of every dropped row."""
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import duckdb
 import ibis
@@ -17,7 +13,7 @@ import pyarrow.parquet as pq
 
 from modeling_implicitrec.cleaning import Cleaner, CleaningOptions, clip_limits
 from modeling_implicitrec.cleaning_report import CleaningReport
-from modeling_implicitrec.engine import DuckDBEngine, Engine, SparkEngine
+from modeling_implicitrec.engine import Engine, open_engine
 from modeling_implicitrec.event_columns import (
     LABELS,
     NUMBERS,
@@ -25,6 +21,7 @@ from modeling_implicitrec.event_columns import (
     ColumnRules,
     align_columns,
     find_rules,
+    name_reasons,
     type_columns,
 )
 from modeling_implicitrec.event_source import (
@@ -123,7 +120,7 @@ class Events:
         }
         self._rows = stored.mutate(**clipped)
         self.table = self._rows.select([name for name in COLUMNS if name in stored.columns])
-        self.typed = engine.stored("staged")
+        self.typed = name_reasons(engine.stored("staged"))
         self.report = report
         self.made = made
 
@@ -228,44 +225,6 @@ def _rules_of(
         platform=platform,
         own_items=own_items,
     )
-
-
-def open_engine(
-    sources: Sequence[LogSource], memory_limit: str | None, temp_directory: str | None
-) -> Engine:
-    """The engine that the sources live on, in a folder that goes with it."""
-    spark = [
-        log.get_backend()
-        for log in sources
-        if isinstance(log, ibis.Table) and log.get_backend().name == "pyspark"
-    ]
-    if not spark:
-        return open_duckdb(memory_limit, temp_directory)
-    folder = tempfile.mkdtemp(prefix="events-", dir=temp_directory)
-    engine = SparkEngine(folder, spark[0])
-    weakref.finalize(engine, _discard, engine.connection, folder)
-    return engine
-
-
-def open_duckdb(
-    memory_limit: str | None,
-    temp_directory: str | Path | None,
-    *,
-    data: str | None = None,
-    buckets: int | None = None,
-) -> DuckDBEngine:
-    """An embedded DuckDB in a temporary folder that goes with it."""
-    folder = tempfile.mkdtemp(prefix=".events-", dir=temp_directory)
-    engine = DuckDBEngine(folder, memory_limit, data=data, buckets=buckets)
-    weakref.finalize(engine, _discard, engine.connection, folder)
-    return engine
-
-
-def _discard(connection: ibis.BaseBackend, folder: str) -> None:
-    """Close an engine of ours and remove its folder."""
-    if connection.name == "duckdb":
-        connection.disconnect()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

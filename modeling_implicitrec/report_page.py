@@ -28,8 +28,7 @@ REASONS = {
     r"duplicate": "The row equals an earlier one in every column; the first one is kept.",
     r"ancient timestamp": "The time lies before anything that such a log can hold.",
     r"future timestamp": "The time lies in the future: a wrong clock.",
-    r"user like a machine": "On a busy day the user took one thing again and again, or kept the gaps "
-    "of a clock; all events of such users go.",
+    r"user like a machine": "On a busy day always the same thing, or gaps like a clock's; such users go.",
     r"user with more than (\d+) events a day": "The user did more than {0} things on one day, as "
     "robots do; all events of such users go.",
     r"merged into the event before": "The user repeated the same thing right away; it is one event, "
@@ -143,6 +142,7 @@ def _reasons(report: CleaningReport) -> list[dict[str, str]]:
         {
             "name": name,
             "explanation": _explain(name, REASONS),
+            "example": report.example(name),
             "rows": f"{rows:,}",
             "share": _share(rows, report.rows_in),
         }

@@ -30,9 +30,9 @@ Bounds = tuple[np.ndarray, np.ndarray]
 def build_sequences(events: Events, *, path: str | Path | None = None) -> Dataset:
     """One row a user with their history in time order, as a memory-mapped data set.
 
-    Rows lie in buckets of users (one, up to three million events), each sorted by `user_id`; events are in
-    the order of time, then of the log, then of the source, never of the item. Columns: `user_id`,
-    `item_ids`, and where present `timestamps` (int64 seconds since 1970 UTC), `event_types`,
+    Rows lie in buckets of users (one, up to a million and a half events), each sorted by `user_id`;
+    events are in the order of time, then of the log, then of the source, never of the item. Columns:
+    `user_id`, `item_ids`, and where present `timestamps` (int64 seconds since 1970 UTC), `event_types`,
     `durations`, `item_durations` (seconds), `counts`, `platforms`.
 
     Args:

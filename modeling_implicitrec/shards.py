@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 A = TypeVar("A")
 B = TypeVar("B")
-SHARD_EVENTS = 8_000_000
+SHARD_EVENTS = 4_000_000
 BATCH_ROWS = 10_000
 CACHE = ".cache"
 
@@ -104,20 +104,30 @@ def save_sequences(parts: Mapping[str, Dataset], folder: str | Path) -> None:
 def _write_parquet(rows: Dataset, folder: Path) -> None:
     folder.mkdir(parents=True)
     schema = rows.features.arrow_schema
-    writer, events = None, 0
+
+    def write(part: tuple[int, list[pa.RecordBatch]]) -> int:
+        number, batches = part
+        with pq.ParquetWriter(folder / f"{number:05d}.parquet", schema, compression="lz4") as file:
+            for batch in batches:
+                file.write_batch(batch.cast(schema))
+        return sum(batch.num_rows for batch in batches)
+
     with tqdm(total=len(rows), desc=f"writing {folder.name}", unit=" users", disable=None) as bar:
-        for batch in read_batches(rows):
-            if writer is None or events > SHARD_EVENTS:
-                if writer is not None:
-                    writer.close()
-                path = folder / f"{len(list(folder.iterdir())):05d}.parquet"
-                writer, events = pq.ParquetWriter(path, schema, compression="lz4"), 0
-            writer.write_batch(batch.cast(schema))
-            events += int(batch["length"].sum().as_py()) if "length" in batch.schema.names else 0
-            bar.update(batch.num_rows)
-    if writer is None:
-        writer = pq.ParquetWriter(folder / "00000.parquet", schema)
-    writer.close()
+        for written in map_ahead(write, enumerate(_shards(rows))):
+            bar.update(written)
+
+
+def _shards(rows: Dataset) -> Iterator[list[pa.RecordBatch]]:
+    """The batches of each file; one file at the least."""
+    shard: list[pa.RecordBatch] = []
+    events = 0
+    for batch in read_batches(rows):
+        if events > SHARD_EVENTS:
+            yield shard
+            shard, events = [], 0
+        shard.append(batch)
+        events += int(batch["length"].sum().as_py()) if "length" in batch.schema.names else 0
+    yield shard
 
 
 def load_sequences(folder: str | Path) -> DatasetDict:

@@ -41,7 +41,7 @@ def prepare(log: Path, output: Path, settings: dict) -> dict:
             merge_repeats=True,
             **settings.get("cleaning", {}),
         ),
-        memory_limit="1GB",
+        memory_limit="1500MB",
         temp_directory=str(output),
     )
     finished("events")

@@ -112,7 +112,7 @@ def test_what_is_no_store_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no saved events"):
         open_events(tmp_path)
     (tmp_path / "events.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="format 99, expected 1"):
+    with pytest.raises(ValueError, match="format 99, expected 2"):
         open_events(tmp_path)
 
 

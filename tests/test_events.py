@@ -1,6 +1,8 @@
 """The event table: every row is accounted for, every source gives the same table."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import datasets
 import ibis
@@ -116,6 +118,67 @@ def test_rows_in_are_rows_out_plus_reasons(rows: list[tuple], merge: bool, least
     assert np.isfinite(frame["count"]).all() and (frame["count"] > 0).all()
     assert frame.groupby("user_id").size().min() >= least
     assert frame.groupby("item_id").size().min() >= least
+
+
+REPEATED = CleaningOptions(
+    merge_repeats=True,
+    merge_seconds=50,
+    max_events_per_day=6,
+    min_user_events=2,
+    min_item_events=2,
+    clip_quantile=0.8,
+)
+SPARSE = st.lists(
+    st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from("ab"), st.integers(1, 9)),
+    min_size=1,
+    max_size=30,
+)
+
+
+def events_of(rows: list[tuple], times: list[float]) -> pd.DataFrame:
+    log = pd.DataFrame(rows, columns=["user_id", "item_id", "count"])
+    return log.assign(count=log["count"].astype(float), timestamp=times)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SPARSE, st.integers(0, 2**32))
+def test_cleaning_twice_is_cleaning_once(rows: list[tuple], seed: int) -> None:
+    times = np.random.default_rng(seed).choice([0.0, 40.0, 80.0, 90_000.0], len(rows))
+    try:
+        once = load_events(events_of(rows, times), COUNTED, cleaning=REPEATED)
+    except ValueError as error:
+        assert "nothing is left" in str(error)
+        return
+    ordered = EventSchema(count="count", order="log_order")
+    twice = load_events(once.to_pandas(), ordered, cleaning=REPEATED)
+    assert twice.report.dropped == {}
+    pd.testing.assert_frame_equal(twice.to_pandas(), once.to_pandas())
+
+
+@settings(max_examples=8, deadline=None)
+@given(SPARSE, st.integers(0, 2**32))
+def test_the_order_of_files_changes_nothing(rows: list[tuple], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    log = events_of(rows, random.permutation(len(rows)) * 30.0)
+    log = pd.concat([log, log.sample(frac=0.3, random_state=seed)])  # copies, in any file
+    part = random.integers(0, 3, len(log))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{name}.parquet") for name in "abc"]
+        for place, file in enumerate(files):
+            log[part == place].to_parquet(file)
+        found = []
+        for order in (files, files[::-1]):
+            files_read = [str(file) for file in order]
+            try:
+                events = load_events(files_read, COUNTED, cleaning=REPEATED)
+            except ValueError as error:
+                assert "nothing is left" in str(error)
+                found.append((str(error), None))
+                continue
+            frame = events.to_pandas().drop(columns="log_order")
+            frame = frame.sort_values(["user_id", "timestamp"], ignore_index=True)
+            found.append((str(events.report), frame.to_dict("list")))
+    assert found[0] == found[1]
 
 
 def test_all_sources_give_the_same_table(tmp_path) -> None:

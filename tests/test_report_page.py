@@ -130,6 +130,8 @@ def test_every_number_of_the_report_is_on_the_page_and_explained(busy, written) 
             rf"{re.escape(name)} [A-Z][^.:;]+[.:;].*? {re.escape(shown)} ", page.text
         ), name
     assert f"{report.rows_out:,} of {report.rows_in:,} rows were kept" in page.text
+    assert report.example("count not positive") == "DataFrame, row 58, column 'count': '-1.0'"
+    assert f"First seen: {report.example('count not positive')}." in page.text
     largest = max(report.dropped, key=lambda name: report.dropped[name])
     assert f"most of all “{largest}” ({report.dropped[largest]:,})" in page.text
 
