@@ -55,6 +55,7 @@ from .modeling_implicitrec import (
     ImplicitRecPreTrainedModel,
     ImplicitRecScoringOutput,
 )
+from .optimization import RowWiseAdamW, SettleCallback
 from .processing_implicitrec import ImplicitRecProcessor
 from .report_page import write_report_page
 from .scoring import ModelScorer
@@ -107,6 +108,8 @@ __all__ = [
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
+    "RowWiseAdamW",
+    "SettleCallback",
     "append_events",
     "build_sequences",
     "collapse_repeats",

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 
@@ -124,6 +125,11 @@ class CooccurrencePrior(nn.Module):
 Prior = CopyPrior | CooccurrencePrior
 
 
+def read_rows(table: nn.Embedding, items: Tensor) -> Tensor:
+    """The rows of items, without the padding row's special place among gradients."""
+    return F.embedding(items, table.weight, sparse=table.sparse)
+
+
 def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) -> Tensor:
     """What a prior adds to log intensities: `log(exp(background) + exp(level_v) * count^p) - background`.
 
@@ -132,7 +138,7 @@ def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) 
     """
     level = 1 + SCALAR_STEP * prior.level
     if isinstance(prior, CopyPrior):
-        level = level + prior.item_level.weight[items, 0]
+        level = level + read_rows(prior.item_level, items)[..., 0]
     term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(1e-9).log() + level
     return torch.where(counts > 0, torch.logaddexp(background, term) - background, 0.0)
 
@@ -174,10 +180,16 @@ class ItemHead(nn.Module):
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.vocab_size = config.vocab_size
+        self.sparse = False  # whether the item table's gradient is to be sparse
         self.item_bias = nn.Embedding(config.vocab_size, 1) if config.use_item_bias else None
         self.bias_power = nn.Parameter(torch.zeros(()))
         self.copy = CopyPrior(config) if config.copy_prior else None
         self.cooccurrence = CooccurrencePrior(config) if config.num_cooccurrences else None
+
+    def item_tables(self) -> list[nn.Embedding]:
+        """The tables that have a row an item."""
+        own = [] if self.item_bias is None else [self.item_bias]
+        return own if self.copy is None else [*own, self.copy.item_level]
 
     def forward(
         self,
@@ -198,9 +210,12 @@ class ItemHead(nn.Module):
         if self.cooccurrence is not None:
             scores = self._excite(scores, self.cooccurrence, history, candidate_ids)
         if candidate_ids is not None and candidate_ids.dim() == 2:
-            scores = scores + torch.einsum("ph,pch->pc", hidden, table[candidate_ids])
+            chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
+            scores = scores + torch.einsum("ph,pch->pc", hidden, chosen)
         else:
-            chosen = table if candidate_ids is None else table[candidate_ids]
+            chosen = table
+            if candidate_ids is not None:
+                chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
             scores = torch.addmm(scores, hidden, chosen.t())
         if self.copy is not None:
             scores = self._excite(scores, self.copy, history, candidate_ids)
@@ -208,13 +223,15 @@ class ItemHead(nn.Module):
 
     def _background(self, positions: int, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
         """The item bias, `[positions, items]`; padding has the lowest number that can be added to."""
-        bias = torch.zeros_like(table[:, 0])
+        items = candidate_ids
+        if items is None:
+            items = torch.arange(self.vocab_size, device=table.device)
+        bias = table.new_zeros(items.shape)
         if self.item_bias is not None:
-            bias = (1 + SCALAR_STEP * self.bias_power) * self.item_bias.weight[:, 0]
-        lowest = torch.finfo(table.dtype).min / 2
-        bias = torch.cat([torch.full_like(bias[:1], lowest), bias[1:]])
-        chosen = bias if candidate_ids is None else bias[candidate_ids]
-        return chosen.expand(positions, -1)
+            power = 1 + SCALAR_STEP * self.bias_power
+            bias = power * read_rows(self.item_bias, items)[..., 0]
+        bias = bias.masked_fill(items == 0, torch.finfo(table.dtype).min / 2)
+        return bias.expand(positions, -1)
 
     def _excite(
         self,

@@ -28,6 +28,22 @@ def softmax_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
+def draw_negatives(targets: Tensor, vocab_size: int, uniform: int, in_batch: int) -> Tensor:
+    """Shared negatives: `uniform` drawn from the catalogue and `in_batch` from the batch's labels."""
+    drawn = torch.randint(1, vocab_size, (uniform,), device=targets.device)
+    chosen = torch.randint(len(targets), (in_batch,), device=targets.device)
+    return torch.cat([drawn, targets[chosen]])
+
+
+def expected_draws(frequency: Tensor, items: Tensor, uniform: int, in_batch: int) -> Tensor:
+    """How often `draw_negatives` is expected to draw each of the items.
+
+    Args:
+        frequency: `[vocab_size]` how often each item is a label, with a mean of 1 over the catalogue.
+    """
+    return (uniform + in_batch * frequency[items]) / (len(frequency) - 1)
+
+
 def sampled_softmax_loss(positive: Tensor, negatives: Tensor, negative_log_q: Tensor) -> Tensor:
     """Softmax over the label and sampled negatives with the logQ correction, `[positions]`.
 
@@ -100,7 +116,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, chunk_loss, chunk_size, positions, parameters_at, *tensors):
         wants = [t.requires_grad for t in tensors]
         per_position, parameters = tensors[:parameters_at], tensors[parameters_at:]
-        grads = [torch.zeros_like(t) if want else None for t, want in zip(tensors, wants)]
+        at_positions = [want and place < parameters_at for place, want in enumerate(wants)]
+        grads = [torch.zeros_like(t) if own else None for t, own in zip(tensors, at_positions)]
         total = tensors[0].new_zeros((), dtype=torch.float32)
         shared = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
         for start in range(0, positions, chunk_size):
@@ -112,16 +129,13 @@ class _ChunkedLoss(torch.autograd.Function):
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
             _add_gradients(grads, wants, found, rows, parameters_at)
             total += loss.detach()
-        ctx.save_for_backward(*[g for g in grads if g is not None])
-        ctx.wants = wants
+        ctx.grads = grads
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
-        saved = iter(ctx.saved_tensors)
-        return (None, None, None, None) + tuple(
-            next(saved) * grad_output if want else None for want in ctx.wants
-        )
+        scaled = (None if grad is None else grad * grad_output for grad in ctx.grads)
+        return None, None, None, None, *scaled
 
 
 def _add_gradients(grads, wants, found, rows, parameters_at):
@@ -131,8 +145,8 @@ def _add_gradients(grads, wants, found, rows, parameters_at):
             continue
         if index < parameters_at:
             grads[index][rows] = gradient
-        else:
-            grads[index] += gradient
+        else:  # sparse ones are joined
+            grads[index] = gradient if grads[index] is None else grads[index] + gradient
 
 
 def chunked_loss(

@@ -24,6 +24,8 @@ from .layers_implicitrec import (
 )
 from .loss_implicitrec import (
     chunked_loss,
+    draw_negatives,
+    expected_draws,
     gbce_beta,
     gbce_loss,
     normalised_label_weights,
@@ -186,6 +188,18 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.item_decoder = value
 
+    def use_sparse_gradients(self) -> None:
+        """Have sparse gradients in the tables of items, for [`RowWiseAdamW`]; a sampled loss reads few rows.
+
+        Raises:
+            ValueError: for the full softmax, which reads all.
+        """
+        if self.config.loss_type == "softmax":
+            raise ValueError("sparse gradients need a sampled loss_type, got 'softmax'")
+        self.head.sparse = self.model.item_embedding.sparse = True
+        for table in self.head.item_tables():
+            table.sparse = True
+
     @torch.no_grad()
     def fit_item_counts(self, item_counts: Tensor) -> None:
         """Start the item bias at the log of popularity, and correct sampled losses by it.
@@ -309,7 +323,9 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         targets = labels[rows, columns]
         refused = batch["negative_labels"]
         refused = None if refused is None else refused[rows, columns]
-        draws = self._draw_negatives(targets) if self.config.loss_type != "softmax" else None
+        draws = None
+        if self.config.loss_type != "softmax":
+            draws = draw_negatives(targets, len(self.item_frequency), *self._draws())
         names = [name for name, _ in self.head.named_parameters()]
 
         def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
@@ -330,20 +346,10 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         tensors = [self.item_decoder.weight, *self.head.parameters()]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
 
-    def _draw_negatives(self, targets: Tensor) -> Tensor:
-        """Shared negatives: uniform over the catalogue, and a share from the batch's labels."""
+    def _draws(self) -> tuple[int, int]:
+        """Negatives drawn from the catalogue, and from the batch's labels."""
         in_batch = int(self.config.num_negatives * self.config.in_batch_share)
-        uniform = self.config.num_negatives - in_batch
-        drawn = torch.randint(1, self.config.vocab_size, (uniform,), device=targets.device)
-        chosen = torch.randint(len(targets), (in_batch,), device=targets.device)
-        return torch.cat([drawn, targets[chosen]])
-
-    def _log_expected_draws(self, items: Tensor) -> Tensor:
-        """Log of how often `_draw_negatives` is expected to draw each item."""
-        in_batch = int(self.config.num_negatives * self.config.in_batch_share)
-        uniform = self.config.num_negatives - in_batch
-        popularity = self.item_frequency[items] / self.item_frequency[1:].sum()
-        return (uniform / (self.config.vocab_size - 1) + in_batch * popularity).log()
+        return self.config.num_negatives - in_batch, in_batch
 
     def _position_losses(self, score, targets: Tensor, negatives: Tensor | None) -> Tensor:
         config = self.config
@@ -353,7 +359,8 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         lowest = torch.finfo(positive.dtype).min
         others = score(negatives).masked_fill(negatives[None] == targets[:, None], lowest)
         if config.loss_type == "sampled_softmax":
-            return sampled_softmax_loss(positive, others, self._log_expected_draws(negatives))
+            drawn = expected_draws(self.item_frequency, negatives, *self._draws())
+            return sampled_softmax_loss(positive, others, drawn.log())
         beta = 1.0
         if config.loss_type == "gbce":
             items = config.vocab_size - 1

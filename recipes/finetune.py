@@ -23,6 +23,8 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    RowWiseAdamW,
+    SettleCallback,
     compute_hit_metrics,
     cooccurrence_table,
     ease_table,
@@ -62,6 +64,10 @@ class FinetuneArguments:
     )
     use_platforms: bool = field(
         default=False, metadata={"help": "tell the platforms of the log apart"}
+    )
+    row_wise_optimizer: bool = field(
+        default=False,
+        metadata={"help": "update only the items that a step reads; needs a sampled loss_type"},
     )
     refit: bool = field(
         default=False,
@@ -151,6 +157,11 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     callbacks: list = [EpochCallback(collator)]
     if args.early_stopping_patience and not args.refit:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    optimizer = None
+    if args.row_wise_optimizer:
+        model.use_sparse_gradients()
+        callbacks.append(SettleCallback())
+        optimizer = (RowWiseAdamW, row_wise_settings(training))
     return Trainer(
         model=model,
         args=training,
@@ -160,7 +171,16 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         preprocess_logits_for_metrics=reduce_logits_to_hits,
         compute_metrics=compute_hit_metrics,
         callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer,
     )
+
+
+def row_wise_settings(training: TrainingArguments) -> dict:
+    """What Trainer would set; the optimizer clips in its place."""
+    limit, training.max_grad_norm = training.max_grad_norm, 0.0
+    betas = (training.adam_beta1, training.adam_beta2)
+    settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
+    return settings | {"max_grad_norm": limit or 0.0}
 
 
 def summary(args: FinetuneArguments, trainer: Trainer) -> dict:

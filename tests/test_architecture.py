@@ -36,7 +36,7 @@ FLOORS = (
     },
     {"head_implicitrec", "histories_implicitrec", "event_store"},
     {"layers_implicitrec"},
-    {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
+    {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation", "optimization"},
     {"ranking", "baselines", "scoring"},
     {"encoding", "event_profile"},
     {"report_plots"},
