@@ -13,6 +13,7 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .body_implicitrec import ImplicitRecModel, ImplicitRecPreTrainedModel
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
@@ -49,12 +50,7 @@ from .metrics import (
     precision_at_k,
     recall_at_k,
 )
-from .modeling_implicitrec import (
-    ImplicitRecForScoring,
-    ImplicitRecModel,
-    ImplicitRecPreTrainedModel,
-    ImplicitRecScoringOutput,
-)
+from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutput
 from .optimization import RowWiseAdamW, SettleCallback
 from .processing_implicitrec import ImplicitRecProcessor
 from .report_page import write_report_page
@@ -62,6 +58,7 @@ from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
 from .source_files import hide_secrets
+from .state_implicitrec import UserState
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -110,6 +107,7 @@ __all__ = [
     "RecentPopularity",
     "RowWiseAdamW",
     "SettleCallback",
+    "UserState",
     "append_events",
     "build_sequences",
     "collapse_repeats",

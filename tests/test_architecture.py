@@ -36,6 +36,8 @@ FLOORS = (
     },
     {"head_implicitrec", "histories_implicitrec", "event_store"},
     {"layers_implicitrec"},
+    {"state_implicitrec"},
+    {"body_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation", "optimization"},
     {"ranking", "baselines", "scoring"},
     {"encoding", "event_profile"},
