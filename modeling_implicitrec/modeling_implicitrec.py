@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import ZERO_AT_FIRST, ItemHead, StateCentre, gather_history
+from .head_implicitrec import ItemHead, StateCentre, gather_history
 from .layers_implicitrec import (
     EvidenceBias,
     GapEmbedding,
@@ -33,40 +31,7 @@ from .loss_implicitrec import (
     softmax_loss,
     targets_loss,
 )
-
-
-class ImplicitRecPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the Hugging Face contract shared by the models."""
-
-    config: ImplicitRecConfig
-    config_class = ImplicitRecConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
-    _supports_sdpa = True
-    _no_split_modules = ["ImplicitRecBlock"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv1d):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            if module.embedding_dim == self.config.hidden_size:
-                init.normal_(module.weight, mean=0.0, std=std)
-            else:
-                init.zeros_(module.weight)
-        elif isinstance(module, ImplicitRecRMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, EvidenceBias):
-            init.zeros_(module.beta)
-        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding, PlatformEmbedding)):
-            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                init.zeros_(parameter)
-        if isinstance(module, WeightEmbedding):
-            init.zeros_(module.bins.weight)
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 
 
 class ImplicitRecModel(ImplicitRecPreTrainedModel):

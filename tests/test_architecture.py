@@ -19,6 +19,7 @@ FLOORS = (
         "cleaning_report",
         "shards",
         "names_implicitrec",
+        "pipeline_implicitrec",
         "source_files",
     },
     {"source_schema", "source_database", "cleaning"},
@@ -36,11 +37,13 @@ FLOORS = (
     },
     {"head_implicitrec", "histories_implicitrec", "event_store"},
     {"layers_implicitrec"},
+    {"pretrained_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
     {"ranking", "baselines", "scoring"},
     {"encoding", "event_profile"},
     {"report_plots"},
-    {"evaluation", "hub", "pipeline_implicitrec", "report_page", "weight_learning"},
+    {"provenance", "sharing"},
+    {"data_sharing", "evaluation", "hub", "report_page", "weight_learning"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
