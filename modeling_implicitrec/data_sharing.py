@@ -16,8 +16,8 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, HfApi
 
 from .provenance import read_period
-from .sharing import Target, clear_refusals
 from .shards import load_sequences, save_sequences
+from .sharing import Target, clear_refusals
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ def push_sequences(
         files |= {f"processor/{p.name}": p for p in (source / "processor").iterdir()}
         api = HfApi(token=token)
         with clear_refusals(repo_id, "dataset"):
-            repo = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+            repo = api.create_repo(
+                repo_id, repo_type="dataset", private=private, exist_ok=True
+            ).repo_id
             return Target(api, repo, "dataset").commit(
                 files, "Upload prepared data", stale=("sequences/*/*.parquet",)
             )
@@ -120,7 +122,9 @@ def _card(parts: Mapping[str, Dataset], report: Mapping[str, Any], license: str)
         for name in parts
     ]
     data = DatasetCardData(
-        license=license, tags=["recommendation", "implicit-feedback", "implicitrec"], configs=configs
+        license=license,
+        tags=["recommendation", "implicit-feedback", "implicitrec"],
+        configs=configs,
     )
     period = read_period(parts.get("before_test", parts["train"]))
     return DatasetCard.from_template(

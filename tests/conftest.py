@@ -1,4 +1,4 @@
-"""No network but a hub on loopback, a cache of the tests' own, and seeds; set before Hugging Face is imported."""
+"""No network but a hub on loopback, a cache of the tests' own, and seeds; before Hugging Face comes."""
 
 import atexit
 import os
@@ -15,7 +15,11 @@ _CACHE = tempfile.mkdtemp(prefix="implicitrec-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = _CACHE  # no token of who runs the tests
-TOKENS = {"hf_alice": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_bob": ("bob", "write")}
+TOKENS = {
+    "hf_alice": ("alice", "write"),
+    "hf_reader": ("alice", "read"),
+    "hf_bob": ("bob", "write"),
+}
 _HUB = LoopbackHub(TOKENS)  # answers in tests that take the fixture `hub`
 os.environ |= {"HF_ENDPOINT": _HUB.url, "HF_HUB_DISABLE_XET": "1"}
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_CACHE, "datasets")

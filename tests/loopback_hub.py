@@ -29,6 +29,7 @@ LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".onnx", ".png")
 REPO = "/api/{kind}/{repo}"
 ROUTES = {
     "GET /api/whoami-v2": "whoami",
+    "GET /api/agent-harnesses": "agent_harnesses",
     "POST /api/validate-yaml": "validate_yaml",
     "POST /api/repos/create": "create_repo",
     "DELETE /api/repos/delete": "delete_repo",
@@ -154,6 +155,9 @@ class LoopbackHub:
         user = {"type": "user", "id": "1", "name": name, "fullname": name, "email": None}
         user |= {"canPay": False, "isPro": False, "orgs": []}
         return Answer(user | {"auth": {"type": "access_token", "accessToken": access}})
+
+    def agent_harnesses(self, _request: Request) -> Answer:
+        return Answer({"standardEnvVars": [], "harnesses": {}})
 
     def validate_yaml(self, request: Request) -> Answer:
         errors = []
