@@ -1,8 +1,9 @@
 """A checkpoint's way to the Hub and back, step by step: `python scripts/hub_round_trip.py me/round-trip`.
 
-Trains a tiny model, pushes it, deletes all that is local, pulls it in a process that has torch, transformers
-and safetensors only, compares the scores, goes on training there and pushes that as a branch, and pulls the
-first commit again. The hub is the one of HF_ENDPOINT, the token that of HF_TOKEN or `hf auth login`.
+Trains a tiny model, pushes it, deletes all that is local, pulls it in a process that has torch,
+transformers and safetensors only, compares the scores, goes on training there and pushes that as a branch,
+and pulls the first commit again. The hub is the one of HF_ENDPOINT, the token that of HF_TOKEN or
+`hf auth login`.
 """
 
 import argparse

@@ -69,6 +69,11 @@ def ranged(content: bytes, request: Request, headers: dict) -> Answer:
     return Answer(content[start : end + 1], headers, 206)
 
 
+def flipped(content: bytes) -> bytes:
+    """The same but for one bit at the end."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def pattern(template: str) -> re.Pattern:
     """What the path of a route matches."""
     text = re.sub(r"[.+]", r"\\\g<0>", template)
@@ -108,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if callable(fault):
             fault()
+        if fault == "garble":
+            request.body = flipped(request.body)
         answer = self._call(route, request, fault)
         if fault == "lose":
             return self._hang_up()
@@ -146,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         content = answer.content
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         if corrupt:
-            content = content[:-1] + bytes([content[-1] ^ 1])
+            content = flipped(content)
         self.send_response(answer.status)
         headers = {"Content-Type": "application/json", "X-Request-Id": secrets.token_hex(8)}
         for name, value in (headers | answer.headers | {"Content-Length": len(content)}).items():

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import yaml
 from loopback_http import Answer, Handler, HubError, Request, pattern, ranged
@@ -125,8 +125,8 @@ class LoopbackHub:
 
         Args:
             fault: a status to answer with; `"drop"` hangs up half-way through the request, `"lose"`
-                instead of answering what was done, `"corrupt"` turns a bit of what is answered; a
-                function is called before the route is.
+                instead of answering what was done, `"garble"` turns a bit of what comes, `"corrupt"`
+                of what is answered; a function is called before the route is.
         """
         assert route in ROUTES, route
         self.faults += [(route, fault)] * times
@@ -264,9 +264,8 @@ class LoopbackHub:
     def paths_info(self, request: Request) -> Answer:
         kept = self._repo(request)
         files = kept.commits[kept.find(request.rev)]["tree"]
-        return Answer(
-            [_entry(path, files[path]) for path in request.json["paths"] if path in files]
-        )
+        asked = parse_qs(request.body.decode())["paths"]  # a form, not JSON
+        return Answer([_entry(path, files[path]) for path in asked if path in files])
 
     def preupload(self, request: Request) -> Answer:
         pull = request.query.get("create_pr") == ["1"]
