@@ -54,13 +54,19 @@ class RecommendationPipeline(Pipeline):
     ) -> list:
         """Ranked items of one history, or of each history of a batch; options as for the class."""
         single = _is_history(histories)
-        rows = [histories] if single else list(histories)
+        rows = [_columns(history) for history in ([histories] if single else histories)]
         size = self.histories_at_once if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}")
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        ranked = list(chain.from_iterable(super().__call__(chunks, **options)))
-        return ranked[0] if single else ranked
+        # A batch has times for all its histories or for none: those with and without go apart.
+        parts: tuple[list, list] = ([], [])
+        for place, row in enumerate(rows):
+            parts[_is_timed(row)].append(place)
+        places = [part[at : at + size] for part in parts for at in range(0, len(part), size)]
+        chunks = [[rows[place] for place in part] for part in places]
+        ranked = chain.from_iterable(super().__call__(chunks, **options))
+        found = dict(zip(chain.from_iterable(places), ranked))
+        return found[0] if single else [found[place] for place in range(len(rows))]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write the checkpoint: the model's files and the processor's."""
@@ -74,7 +80,7 @@ class RecommendationPipeline(Pipeline):
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, input_: list) -> Any:  # type: ignore[override]
-        return self.processor([_columns(history) for history in input_])
+        return self.processor(input_)
 
     def _forward(self, input_tensors: Any, **options: Any) -> Any:  # type: ignore[override]
         return self.model.recommend(**input_tensors, **options)
@@ -110,3 +116,9 @@ def _columns(history: Any) -> Any:
     if isinstance(history, Mapping):
         return {name if name.endswith("s") else f"{name}s": v for name, v in history.items()}
     return history
+
+
+def _is_timed(history: Any) -> bool:
+    if isinstance(history, Mapping):
+        return history.get("timestamps") is not None
+    return any(isinstance(event, Mapping) and "timestamp" in event for event in history)

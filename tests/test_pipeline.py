@@ -59,7 +59,9 @@ def test_batches_of_any_size_give_the_same(recommend):
             [item["item_id"] for item in row] for row in one_by_one
         ]
         for row, expected in zip(ranked, one_by_one):
-            assert [i["score"] for i in row] == pytest.approx([i["score"] for i in expected], abs=1e-5)
+            assert [i["score"] for i in row] == pytest.approx(
+                [i["score"] for i in expected], abs=1e-5
+            )
 
 
 def test_seen_items_and_short_lists(recommend):
