@@ -19,6 +19,7 @@ TOKENS = {
     "hf_alice": ("alice", "write"),
     "hf_reader": ("alice", "read"),
     "hf_bob": ("bob", "write"),
+    "hf_me": ("me", "write"),
 }
 _HUB = LoopbackHub(TOKENS)  # answers in tests that take the fixture `hub`
 os.environ |= {"HF_ENDPOINT": _HUB.url, "HF_HUB_DISABLE_XET": "1"}
@@ -50,7 +51,8 @@ def hub(_serving: None, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
     import datasets.config
     from huggingface_hub import constants
 
-    _HUB.repos.clear(), _HUB.blobs.clear(), _HUB.used.clear(), _HUB.faults.clear()
+    for kept in (_HUB.repos, _HUB.blobs, _HUB.used, _HUB.leaked, _HUB.faults):
+        kept.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE")

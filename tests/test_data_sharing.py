@@ -12,8 +12,17 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
 from test_recipes import run
 
-from modeling_implicitrec import ImplicitRecProcessor, load_sequences, pseudonymise, push_sequences
+from modeling_implicitrec import (
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    ImplicitRecProcessor,
+    load_sequences,
+    pseudonymise,
+    push_sequences,
+    save_checkpoint,
+)
 
+ROOT = Path(__file__).resolve().parents[1]
 KEY = b"k" * 32
 
 
@@ -102,6 +111,26 @@ def test_the_hub_reads_the_card_and_the_parts(hub, data):
     assert "not anonymity" in card.text
     rows = load_dataset("alice/log", "test", split="test")
     assert len(rows) == 9 and len(rows[0]["target_ids"]) == 1
+
+
+def test_the_python_of_the_hub_page_runs(hub, data, tmp_path, monkeypatch, capsys):
+    processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "bread", "rice"]})
+    config = ImplicitRecConfig(vocab_size=processor.vocab_size, hidden_size=8, num_hidden_layers=1)
+    save_checkpoint(
+        tmp_path / "my-recommender", model=ImplicitRecForScoring(config), processor=processor
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shop").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S):
+        exec(compile(block, "hub.md", "exec"), names)
+    commit, recommended = capsys.readouterr().out.strip().splitlines()
+    assert commit.startswith(f"{hub.url}/me/shop/commit/")
+    assert recommended.count("item_id") == 2
+    assert {name for _kind, name in hub.repos} == {"me/shop", "me/shop-log"}
+    assert all(kept.private for kept in hub.repos.values())
 
 
 def test_the_recipe_pushes_with_a_key_that_stays(hub, data, tmp_path):

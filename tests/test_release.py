@@ -22,10 +22,8 @@ def test_a_quick_release_is_reproduced_from_the_hub(hub, tmp_path, monkeypatch, 
     release(monkeypatch, "tiny-random", "deskdrop", "--quick", "--work", str(tmp_path))
     printed = capsys.readouterr().out
     assert "reproduced tiny-random" in printed and "reproduced deskdrop: all, new" in printed
-    assert {repo for _kind, repo in hub.repos} == {
-        "alice/implicitrec-tiny-random",
-        "alice/implicitrec-deskdrop",
-    }
+    names = ("tiny-random", "deskdrop")
+    assert set(hub.repos) == {("models", f"alice/implicitrec-{name}") for name in names}
     assert all(kept.private and len(kept.commits) == 2 for kept in hub.repos.values())
     tiny = pipeline("recommendation", model="alice/implicitrec-tiny-random", device="cpu")
     assert len(tiny([*"feed"], top_k=3)) == 3
