@@ -39,10 +39,10 @@ class RecommendationPipeline(Pipeline):
 
     model: Any
     processor: Any
-    _load_processor = True
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
 
     def __init__(self, *args: Any, batch_size: int = 64, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,7 +73,7 @@ class RecommendationPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, top_k: int | None = None, exclude_seen: bool | None = None
     ) -> tuple[dict, dict, dict]:
         given = {"top_k": top_k, "exclude_seen": exclude_seen}

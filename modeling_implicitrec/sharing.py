@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -18,9 +19,16 @@ from .processing_implicitrec import ImplicitRecProcessor
 logger = logging.getLogger(__name__)
 
 # What loading reads: of an earlier push, such a file goes where the new one has none of its name.
-LOADED = ("config.json", "processor_config.json", "item_vocabulary.safetensors")
+LOADED: tuple[str, ...] = ("config.json", "processor_config.json", "item_vocabulary.safetensors")
 LOADED += ("model*.safetensors", "model.safetensors.index.json", "*_implicitrec.py")
-CHECKPOINT = (*LOADED, "README.md", "training.json", "results_*.json", "plots/*.svg", "plots/*.png")
+CHECKPOINT: tuple[str, ...] = (
+    *LOADED,
+    "README.md",
+    "training.json",
+    "results_*.json",
+    "plots/*.svg",
+    "plots/*.png",
+)
 TRIES = 3
 WAIT = 1.0  # seconds before the second try, twice as long before the third
 
@@ -55,7 +63,7 @@ def push_checkpoint(
     Raises:
         ValueError: where the folder is no whole checkpoint.
         PermissionError: where the token may not do this.
-        RuntimeError: where somebody else has committed meanwhile.
+        RuntimeError: where somebody else has committed meanwhile, or the upload of a file fails.
     """
     source = Path(folder)
     if not (source / "config.json").is_file():
@@ -99,7 +107,7 @@ class Target:
 
     def __init__(self, api: HfApi, repo: str, kind: str, revision: str | None = None) -> None:
         self.api = api
-        self.where = {"repo_id": repo, "repo_type": kind, "revision": revision}
+        self.where: dict[str, Any] = {"repo_id": repo, "repo_type": kind, "revision": revision}
 
     def commit(
         self,
@@ -114,10 +122,10 @@ class Target:
         What the network breaks is tried again. That makes no second commit where the first was made and
         only its answer lost: files that are there already are left out, and the parent is the same.
         """
-        parent = self.api.repo_info(**self.where).sha  # type: ignore[arg-type]
+        parent = self.api.repo_info(**self.where).sha
         tries = 1 if create_pr else TRIES  # a second try might propose the same twice
         for number in range(1, tries + 1):
-            there = self.api.list_repo_files(**self.where)  # type: ignore[arg-type]
+            there = self.api.list_repo_files(**self.where)
             old = [name for name in there if name not in files and matches(name, stale)]
             operations: list = [CommitOperationDelete(path_in_repo=name) for name in old]
             operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
@@ -127,7 +135,7 @@ class Target:
                     commit_message=message,
                     parent_commit=parent,
                     create_pr=create_pr,
-                    **self.where,  # type: ignore[arg-type]
+                    **self.where,
                 )
             except (httpx2.TransportError, HfHubHTTPError) as error:
                 if number == tries or not _passes(error):
