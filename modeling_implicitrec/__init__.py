@@ -1,6 +1,7 @@
 """implicitrec: recommenders from behaviour logs, the Hugging Face way."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .arguments import parse_arguments
 from .baselines import (
@@ -13,11 +14,12 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
-from .body_implicitrec import ImplicitRecModel, ImplicitRecPreTrainedModel
+from .body_implicitrec import ImplicitRecModel
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
+from .data_sharing import pseudonymise, push_sequences
 from .encoding import (
     cooccurrence_table,
     ease_table,
@@ -52,11 +54,15 @@ from .metrics import (
 )
 from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutput
 from .optimization import RowWiseAdamW, SettleCallback
+from .pipeline_implicitrec import TASK, RecommendationPipeline
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
+from .provenance import RunRecord, read_period
 from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
+from .sharing import push_checkpoint
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
@@ -67,6 +73,7 @@ AutoProcessor.register(ImplicitRecConfig, ImplicitRecProcessor)
 ImplicitRecConfig.register_for_auto_class("AutoConfig")
 ImplicitRecForScoring.register_for_auto_class("AutoModel")
 ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline, pt_model=AutoModel)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -105,7 +112,9 @@ __all__ = [
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
+    "RecommendationPipeline",
     "RowWiseAdamW",
+    "RunRecord",
     "SettleCallback",
     "UserState",
     "append_events",
@@ -128,6 +137,10 @@ __all__ = [
     "parse_arguments",
     "positive_events",
     "profile_events",
+    "pseudonymise",
+    "push_checkpoint",
+    "push_sequences",
+    "read_period",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",

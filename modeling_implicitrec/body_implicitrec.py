@@ -4,12 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import ZERO_AT_FIRST
 from .layers_implicitrec import (
     EvidenceBias,
     GapEmbedding,
@@ -19,6 +16,7 @@ from .layers_implicitrec import (
     PlatformEmbedding,
     WeightEmbedding,
 )
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import (
     Columns,
     UserState,
@@ -27,40 +25,6 @@ from .state_implicitrec import (
     fingerprint,
     remember,
 )
-
-
-class ImplicitRecPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the Hugging Face contract shared by the models."""
-
-    config: ImplicitRecConfig
-    config_class = ImplicitRecConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
-    _supports_sdpa = True
-    _no_split_modules = ["ImplicitRecBlock"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv1d):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            if module.embedding_dim == self.config.hidden_size:
-                init.normal_(module.weight, mean=0.0, std=std)
-            else:
-                init.zeros_(module.weight)
-        elif isinstance(module, ImplicitRecRMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, EvidenceBias):
-            init.zeros_(module.beta)
-        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding, PlatformEmbedding)):
-            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                init.zeros_(parameter)
-        if isinstance(module, WeightEmbedding):
-            init.zeros_(module.bins.weight)
 
 
 class ImplicitRecModel(ImplicitRecPreTrainedModel):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils import ModelOutput
 
-from .body_implicitrec import ImplicitRecModel, ImplicitRecPreTrainedModel
+from .body_implicitrec import ImplicitRecModel
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ItemHead, StateCentre, gather_history
 from .layers_implicitrec import last_events, negative_events
@@ -25,6 +25,7 @@ from .loss_implicitrec import (
     softmax_loss,
     targets_loss,
 )
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import Columns, UserState, event_columns, update_state
 
 

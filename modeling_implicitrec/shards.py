@@ -36,7 +36,9 @@ def read_batches(rows: Dataset) -> Iterator[pa.RecordBatch]:
     for block in _blocks(rows.data):
         if isinstance(block, MemoryMappedTable) and _is_whole(block):
             with pa.OSFile(block.path) as file, pa.ipc.open_stream(file) as batches:
-                yield from (batch.replace_schema_metadata(None) for batch in batches)
+                for batch in batches:
+                    if batch.num_rows:
+                        yield batch.replace_schema_metadata(None)
         else:
             yield from block.table.replace_schema_metadata(None).to_batches()
 

@@ -19,6 +19,7 @@ FLOORS = (
         "cleaning_report",
         "shards",
         "names_implicitrec",
+        "pipeline_implicitrec",
         "source_files",
     },
     {"source_schema", "source_database", "cleaning"},
@@ -36,13 +37,14 @@ FLOORS = (
     },
     {"head_implicitrec", "histories_implicitrec", "event_store"},
     {"layers_implicitrec"},
-    {"state_implicitrec"},
+    {"state_implicitrec", "pretrained_implicitrec"},
     {"body_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation", "optimization"},
     {"ranking", "baselines", "scoring"},
     {"encoding", "event_profile"},
     {"report_plots"},
-    {"evaluation", "hub", "pipeline_implicitrec", "report_page", "weight_learning"},
+    {"provenance", "sharing"},
+    {"data_sharing", "evaluation", "hub", "report_page", "weight_learning"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
