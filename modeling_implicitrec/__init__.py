@@ -59,6 +59,7 @@ from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
 from .report_page import write_report_page
+from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
@@ -115,6 +116,7 @@ __all__ = [
     "RecommendationPipeline",
     "RowWiseAdamW",
     "RunRecord",
+    "SequenceRows",
     "SettleCallback",
     "UserState",
     "append_events",

@@ -24,6 +24,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     RowWiseAdamW,
     RunRecord,
+    SequenceRows,
     SettleCallback,
     compute_hit_metrics,
     cooccurrence_table,
@@ -164,12 +165,14 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     if args.row_wise_optimizer:
         model.use_sparse_gradients()
         callbacks.append(SettleCallback())
-        optimizer = (RowWiseAdamW, row_wise_settings(training))
+        betas = (training.adam_beta1, training.adam_beta2)
+        settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
+        optimizer = (RowWiseAdamW, settings)
     return Trainer(
         model=model,
         args=training,
-        train_dataset=train.filter(lambda size: size > 1, input_columns="length"),
-        eval_dataset=validation,
+        train_dataset=SequenceRows(train.filter(lambda size: size > 1, input_columns="length")),
+        eval_dataset=SequenceRows(validation),
         data_collator=collator,
         preprocess_logits_for_metrics=reduce_logits_to_hits,
         compute_metrics=compute_hit_metrics,
@@ -178,20 +181,12 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     )
 
 
-def row_wise_settings(training: TrainingArguments) -> dict:
-    """What Trainer would set; the optimizer clips in its place."""
-    limit, training.max_grad_norm = training.max_grad_norm, 0.0
-    betas = (training.adam_beta1, training.adam_beta2)
-    settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
-    return settings | {"max_grad_norm": limit or 0.0}
-
-
 def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     """How the checkpoint was made, for its card."""
     training, state = trainer.args, trainer.state
     batch = training.train_batch_size * training.gradient_accumulation_steps
     best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
-    period = read_period(trainer.train_dataset)
+    period = read_period(trainer.train_dataset.rows)
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),

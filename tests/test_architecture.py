@@ -21,6 +21,8 @@ FLOORS = (
         "names_implicitrec",
         "pipeline_implicitrec",
         "source_files",
+        "next_items",
+        "rows",
     },
     {"source_schema", "source_database", "cleaning"},
     {"event_source"},
