@@ -194,13 +194,11 @@ def extend_columns(events: Columns, new: Columns) -> Columns:
 def remember(events: Columns, memories: list[Memory], last: Tensor, made_by: str) -> UserState:
     """The state of users whose events may be absent: the others are moved to the front."""
     present = events["input_weights"] > 0
+    if present.all():
+        return UserState(events, memories, last, made_by)
     counts = present.sum(1, keepdim=True)
     length = max(1, int(counts.max()))
-    places = torch.arange(present.shape[1], device=present.device)
-    if torch.equal(present, places < counts):
-        kept = places[:length].expand(len(present), -1)
-    else:
-        kept = present.logical_not().byte().argsort(dim=1, stable=True)[:, :length]
+    kept = present.logical_not().byte().argsort(dim=1, stable=True)[:, :length]
 
     def moved(part: Tensor) -> Tensor:
         if part.dim() != 4:  # not of single events
