@@ -35,6 +35,8 @@ from .evaluation import (
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
+from .explanation import Explanation, explain
+from .export import OnnxScorer, export_onnx
 from .hub import save_checkpoint, write_model_card
 from .matrices import positive_events, user_counts
 from .metrics import (
@@ -90,6 +92,7 @@ __all__ = [
     "EventProfile",
     "EventSchema",
     "Events",
+    "Explanation",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -101,6 +104,7 @@ __all__ = [
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
+    "OnnxScorer",
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
@@ -115,6 +119,8 @@ __all__ = [
     "encode_sequences",
     "encode_splits",
     "evaluate",
+    "explain",
+    "export_onnx",
     "fit_baselines",
     "learn_event_weights",
     "hide_secrets",

@@ -17,8 +17,19 @@ def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
     They are read off the bits of the float: the exponent and the first bit of the mantissa. No gap
     and a negative one are in bucket 0, all that are too long in the last.
     """
-    bits = (1 + gaps.clamp_min(0).float()).view(torch.int32)
+    values = 1 + gaps.clamp_min(0).float()
+    if torch.compiler.is_compiling():
+        return portable_buckets(values).clamp_max(num_buckets - 1)
+    bits = values.view(torch.int32)
     return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
+
+
+def portable_buckets(values: Tensor) -> Tensor:
+    """The buckets of numbers from 1 on without looking at their bits, for formats that cannot."""
+    powers = 2.0 ** torch.arange(66, device=values.device)  # exact, as are the comparisons
+    place = values.log2().long().clamp(0, 64)  # rounding may miss it by one
+    place = place - (powers[place] > values).int() + (powers[place + 1] <= values).int()
+    return (2 * place + (1.5 * powers[place] <= values)).int()
 
 
 class TimeKernel(nn.Module):

@@ -214,19 +214,19 @@ def remember(events: Columns, memories: list[Memory], last: Tensor, made_by: str
 def stale_rows(config: ImplicitRecConfig, events: Columns, new: Columns) -> Tensor:
     """Users whose new events take more than a step: bool `[batch]`.
 
-    The window is full, an event is older than one that is held already, or, where histories hold an item
-    once, one of it comes again.
+    The window is full, an event is older than one before it, or, where histories hold an item (and type)
+    once, it comes again.
     """
-    held, added = events["input_weights"] > 0, new["input_weights"] > 0
-    stale = held.sum(1) + added.sum(1) > config.max_position_embeddings
-    if "timestamps" in events and "timestamps" in new:
-        latest = torch.where(held, events["timestamps"], torch.iinfo(torch.long).min).amax(1)
-        late = added & (new["timestamps"] < latest[:, None])
-        times = torch.where(added, new["timestamps"], new["timestamps"].amax(1, keepdim=True))
-        stale = stale | late.any(1) | (times[:, 1:] < times[:, :-1]).any(1)
+    columns = extend_columns(events, new)
+    present = columns["input_weights"] > 0
+    stale = present.sum(1) > config.max_position_embeddings
+    if "timestamps" in columns:
+        times = columns["timestamps"].masked_fill(~present, torch.iinfo(torch.long).min)
+        stale = stale | (present & (times < times.cummax(1).values)).any(1)
     if config.collapse_repeats:
-        columns = extend_columns(events, new)
-        items = columns["input_ids"].masked_fill(columns["input_weights"] <= 0, 0)
+        items = columns["input_ids"].masked_fill(~present, 0)
+        if "event_type_ids" in columns:
+            items = items * config.num_event_types + columns["event_type_ids"] * (items > 0)
         ordered = items.sort(1).values
         stale = stale | ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).any(1)
     return stale

@@ -39,8 +39,8 @@ FLOORS = (
     {"state_implicitrec"},
     {"body_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation"},
-    {"ranking", "baselines", "scoring"},
-    {"encoding", "event_profile"},
+    {"ranking", "baselines", "scoring", "explanation"},
+    {"encoding", "event_profile", "export"},
     {"report_plots"},
     {"evaluation", "hub", "pipeline_implicitrec", "report_page", "weight_learning"},
 )
