@@ -28,8 +28,8 @@ def portable_buckets(values: Tensor) -> Tensor:
     """The buckets of numbers from 1 on without looking at their bits, for formats that cannot."""
     powers = 2.0 ** torch.arange(66, device=values.device)  # exact, as are the comparisons
     place = values.log2().long().clamp(0, 64)  # rounding may miss it by one
-    place = place - (powers[place] > values).int() + (powers[place + 1] <= values).int()
-    return (2 * place + (1.5 * powers[place] <= values)).int()
+    place = place - (powers[place] > values).long() + (powers[place + 1] <= values).long()
+    return 2 * place + (1.5 * powers[place] <= values).long()
 
 
 class TimeKernel(nn.Module):

@@ -140,9 +140,7 @@ def test_a_late_event_takes_its_place_in_time():
 def test_an_item_that_comes_again_adds_its_weight_where_histories_hold_it_once():
     model = tiny(collapse_repeats=True)
     state = model.update(input_ids=torch.tensor([[4, 5, 6]]))
-    state = model.update(
-        state, input_ids=torch.tensor([[4]]), input_weights=torch.tensor([[2.0]])
-    )
+    state = model.update(state, input_ids=torch.tensor([[4]]), input_weights=torch.tensor([[2.0]]))
     assert state.events["input_ids"].tolist() == [[5, 6, 4]]
     assert state.events["input_weights"].tolist() == [[1, 1, 3]]
 
