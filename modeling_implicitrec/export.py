@@ -74,7 +74,7 @@ def export_onnx(
     program = torch.export.export(
         _Scores(model.eval(), list(example)), tuple(example.values()), dynamic_shapes=(shapes,)
     )
-    made = torch.onnx.export(
+    made: Any = torch.onnx.export(
         program, input_names=list(example), output_names=OUTPUTS, verbose=False
     )
     target = Path(path)

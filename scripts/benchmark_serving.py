@@ -1,9 +1,9 @@
-"""A new event to a new top 10, on one thread: `python scripts/benchmark_serving.py --items "[10000, 100000]"`.
+"""A new event to a new top 10: `python scripts/benchmark_serving.py --items "[10000, 100000]"`.
 
-A model with untrained weights and every usual term follows a user whose window is full: by its state, where
-an event costs a step and now and then, when the oldest events go, the whole window; and by computing the
-whole window with every event. Results go to `docs/results/serving.json` and `.md`; a run takes the place of
-an older one of the same sizes, and the others stay.
+On one thread, a model with untrained weights follows a user whose window is full: by a state, where an
+event costs a step and now and then, when the oldest events go, the whole window; and by computing the
+whole window with every event. Results go to `docs/results/serving.json` and `.md`; a run takes the
+place of an older one of the same sizes, and the others stay.
 """
 
 import json
@@ -29,11 +29,12 @@ STEPS = ("update", "top 10", "update + top 10", "history", "history + top 10")
 SIZES = ("items", "hidden_size", "num_hidden_layers", "length")
 TITLES = {"num_hidden_layers": "blocks", "hidden_size": "width", "length": "window"}
 NOTES = (
-    "Milliseconds, median / 99th percentile. `update` takes one event into the state of a user whose window is "
-    "full, the computations of the whole window that are due now and then among them; `top 10` scores the "
-    "catalogue exactly and sorts. `history` computes the states of the whole window, as every event would without a state.",
-    "`faster` is the median of `history` over that of `update`; and of both with `top 10`, which costs the same "
-    "in both and grows with the catalogue.",
+    "Milliseconds, median / 99th percentile. `update` takes one event into the state of a user whose "
+    "window is full, the computations of the whole window that are due now and then among them; `top 10` "
+    "scores the whole catalogue and sorts. `history` computes the states of the whole window, as every "
+    "event does without a state.",
+    "`faster` is the median of `history` over that of `update`; and of both with `top 10`, which costs the "
+    "same in both and grows with the catalogue.",
 )
 
 
@@ -88,10 +89,10 @@ def make_events(args: BenchmarkArguments, items: int) -> dict[str, torch.Tensor]
     }
 
 
-def timed(action: Callable) -> tuple:
+def timed(action: Callable, *given: object, **named: object) -> tuple:
     """What an action gives, and its milliseconds."""
     start = time.perf_counter()
-    result = action()
+    result = action(*given, **named)
     return result, 1000 * (time.perf_counter() - start)
 
 
@@ -103,8 +104,8 @@ def run(args: BenchmarkArguments, items: int) -> dict:
     every = max(1, args.events // args.histories)
     for place in range(args.length, args.length + args.events):
         event = {name: values[:, place : place + 1] for name, values in events.items()}
-        state, update = timed(lambda: model.update(state, **event))
-        _, top = timed(lambda: model.recommend(cache=state))
+        state, update = timed(model.update, state, **event)
+        _, top = timed(model.recommend, cache=state)
         taken["update"].append(update)
         taken["top 10"].append(top)
         taken["update + top 10"].append(update + top)
@@ -112,8 +113,8 @@ def run(args: BenchmarkArguments, items: int) -> dict:
             window = slice(place + 1 - args.length, place + 1)
             history = {name: values[:, window] for name, values in events.items()}
             with torch.no_grad():
-                taken["history"].append(timed(lambda: model.model(**history))[1])
-            taken["history + top 10"].append(timed(lambda: model.recommend(**history))[1])
+                taken["history"].append(timed(model.model, **history)[1])
+            taken["history + top 10"].append(timed(model.recommend, **history)[1])
     report = {"items": items, **{name: getattr(args, name) for name in SIZES[1:]}}
     report |= {"events": args.events, "milliseconds": {}, "state": weigh(model, state)}
     for name, values in taken.items():
