@@ -37,6 +37,8 @@ from .evaluation import (
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
+from .explanation import Explanation, explain
+from .export import OnnxScorer, export_onnx
 from .hub import save_checkpoint, write_model_card
 from .matrices import positive_events, user_counts
 from .metrics import (
@@ -99,6 +101,7 @@ __all__ = [
     "EventProfile",
     "EventSchema",
     "Events",
+    "Explanation",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -110,6 +113,7 @@ __all__ = [
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
+    "OnnxScorer",
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
@@ -129,6 +133,8 @@ __all__ = [
     "encode_sequences",
     "encode_splits",
     "evaluate",
+    "explain",
+    "export_onnx",
     "fit_baselines",
     "learn_event_weights",
     "hide_secrets",

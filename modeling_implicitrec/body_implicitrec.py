@@ -20,10 +20,11 @@ from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import (
     Columns,
     UserState,
+    check_length,
     event_columns,
     extend_columns,
     fingerprint,
-    remember,
+    pack_state,
 )
 
 
@@ -83,10 +84,26 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         """
         given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
         events = event_columns(self.config, *given)
-        present = events["input_weights"] > 0
         if cache is not None:
-            events = self._extend(cache, events)
-        new = slice(events["input_ids"].shape[1] - input_ids.shape[1], None)
+            self.check_state(cache)
+            events = extend_columns(cache.events, events)
+            check_length(self.config, events)
+        hidden, memories = self.advance(events, input_ids.shape[1], cache)
+        if cache is None and not use_cache:
+            return BaseModelOutputWithPast(last_hidden_state=hidden)
+        state: Any = self.remember(events, memories, hidden, cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, cache=state)
+
+    def advance(
+        self, events: Columns, width: int, cache: UserState | None
+    ) -> tuple[Tensor, list[Memory]]:
+        """Hidden states `[batch, width, hidden_size]` of the last columns, and what the blocks then keep.
+
+        Args:
+            events: all columns, those of the cache first.
+        """
+        new = slice(events["input_ids"].shape[1] - width, None)
+        present = events["input_weights"][:, new] > 0
         hidden = self.dropout(self._embed(events, new))  # [batch, new, hidden_size]
         bias = None
         if self.evidence_bias is not None:
@@ -95,15 +112,18 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         memories: list[Memory] = [()] * len(self.blocks) if cache is None else list(cache.memories)
         for place, block in enumerate(self.blocks):
             hidden, memories[place] = block(hidden, present, bias, memories[place])
-        hidden = self.norm(hidden) * present.unsqueeze(-1)
-        if cache is None and not use_cache:
-            return BaseModelOutputWithPast(last_hidden_state=hidden)
+        return self.norm(hidden) * present.unsqueeze(-1), memories
+
+    def remember(
+        self, events: Columns, memories: list[Memory], hidden: Tensor, cache: UserState | None
+    ) -> UserState:
+        """The state after the events that [`~ImplicitRecModel.advance`] went on by."""
+        present = events["input_weights"][:, -hidden.shape[1] :] > 0
         before = torch.zeros_like(hidden[:, 0]) if cache is None else cache.last_hidden_state
         after = torch.cat([before[:, None], hidden], dim=1)  # at no new event, the first, ...
         last = (present * torch.arange(1, after.shape[1], device=hidden.device)).amax(1)
         after = after[torch.arange(len(after), device=hidden.device), last]
-        state: Any = remember(events, memories, after, self.fingerprint())
-        return BaseModelOutputWithPast(last_hidden_state=hidden, cache=state)
+        return pack_state(events, memories, after, self.fingerprint())
 
     def _embed(self, events: Columns, new: slice) -> Tensor:
         """All that is known of the new events, `[batch, new, hidden_size]`."""
@@ -123,18 +143,6 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             )
         types = events.get("event_type_ids", torch.zeros_like(events["input_ids"]))
         return hidden + self.event_type_embedding(types[:, new])
-
-    def _extend(self, cache: UserState, new: Columns) -> Columns:
-        """The events of a state and those that follow."""
-        self.check_state(cache)
-        events, limit = extend_columns(cache.events, new), self.config.max_position_embeddings
-        most = int((events["input_weights"] > 0).sum(1).max())
-        if most > limit:
-            raise ValueError(
-                f"the cache and the new events are {most} events, more than max_position_embeddings "
-                f"{limit}; ImplicitRecForScoring.update leaves out the oldest ones"
-            )
-        return events
 
     def check_state(self, state: UserState) -> None:
         """Raise `ValueError` where another model made a state."""

@@ -53,7 +53,7 @@ def negative_events(config: ImplicitRecConfig, event_type_ids: Tensor | None) ->
     if not config.negative_event_type_ids or event_type_ids is None:
         return None
     types = torch.tensor(config.negative_event_type_ids, device=event_type_ids.device)
-    return torch.isin(event_type_ids, types)
+    return (event_type_ids.unsqueeze(-1) == types).any(-1)
 
 
 class ImplicitRecRMSNorm(nn.Module):
@@ -265,7 +265,7 @@ class GRUMixer(nn.Module):
         start = memory[0] if memory else torch.zeros_like(hidden[:, 0])  # [batch, size]
         mixed = self.gru(front, start[None])[0]
         reached = torch.cat([start[:, None], mixed], dim=1)  # after no event, one, ...
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
         return mixed.gather(1, place), (reached[rows, present.sum(1)],)
 
 
@@ -282,7 +282,7 @@ class ConvolutionMixer(nn.Module):
         self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
     ) -> tuple[Tensor, Memory]:
         front, place = pass_over(hidden, present)
-        start = memory[0] if memory else front.new_zeros(len(front), self.reach, front.shape[2])
+        start = memory[0] if memory else front.new_zeros(front.shape[0], self.reach, front.shape[2])
         inputs = torch.cat([start, front], dim=1)  # [batch, reach + length, size]
         mixed = F.glu(self.conv(inputs.transpose(1, 2)), dim=1).transpose(1, 2)
         last = present.sum(1)[:, None] + torch.arange(self.reach, device=inputs.device)

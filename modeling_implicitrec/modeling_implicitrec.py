@@ -181,7 +181,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         if labels is not None and not pointwise:
             loss = self._next_item_loss(hidden, batch, labels, label_weights, num_items_in_batch)
         if pointwise or target_ids is not None or not self.training or labels is None:
-            states = hidden[torch.arange(len(hidden)), last_events(batch["weights"])]
+            states = hidden[torch.arange(hidden.shape[0]), last_events(batch["weights"])]
             logits = self._last_scores(states, batch, candidate_ids)
             if labels is not None and pointwise:
                 loss = pointwise_loss(logits, labels, label_weights)
@@ -220,7 +220,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         }
 
     def _last_scores(self, states: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
-        rows = torch.arange(len(states), device=states.device)
+        rows = torch.arange(states.shape[0], device=states.device)
         history = gather_history(batch, rows, last_events(batch["weights"]))
         states = self.state_centre(states)
         scores = self.head(states, self.item_decoder.weight, history, candidate_ids)

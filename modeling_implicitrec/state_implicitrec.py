@@ -191,16 +191,24 @@ def extend_columns(events: Columns, new: Columns) -> Columns:
     return {name: torch.cat([events[name], new[name]], dim=1) for name in events}
 
 
-def remember(events: Columns, memories: list[Memory], last: Tensor, made_by: str) -> UserState:
+def check_length(config: ImplicitRecConfig, events: Columns) -> None:
+    """Raise `ValueError` where a user has more events than a model takes."""
+    most, limit = int((events["input_weights"] > 0).sum(1).max()), config.max_position_embeddings
+    if most > limit:
+        raise ValueError(
+            f"the cache and the new events are {most} events, more than max_position_embeddings "
+            f"{limit}; ImplicitRecForScoring.update leaves out the oldest ones"
+        )
+
+
+def pack_state(events: Columns, memories: list[Memory], last: Tensor, made_by: str) -> UserState:
     """The state of users whose events may be absent: the others are moved to the front."""
     present = events["input_weights"] > 0
+    if present.all():
+        return UserState(events, memories, last, made_by)
     counts = present.sum(1, keepdim=True)
     length = max(1, int(counts.max()))
-    places = torch.arange(present.shape[1], device=present.device)
-    if torch.equal(present, places < counts):
-        kept = places[:length].expand(len(present), -1)
-    else:
-        kept = present.logical_not().byte().argsort(dim=1, stable=True)[:, :length]
+    kept = present.logical_not().byte().argsort(dim=1, stable=True)[:, :length]
 
     def moved(part: Tensor) -> Tensor:
         if part.dim() != 4:  # not of single events
@@ -213,22 +221,21 @@ def remember(events: Columns, memories: list[Memory], last: Tensor, made_by: str
     return UserState(fronts, [tuple(map(moved, memory)) for memory in memories], last, made_by)
 
 
-def stale_rows(config: ImplicitRecConfig, events: Columns, new: Columns) -> Tensor:
-    """Users whose new events take more than a step: bool `[batch]`.
+def stale_rows(config: ImplicitRecConfig, columns: Columns) -> Tensor:
+    """Users whose events, the new ones at the end, take more than a step: bool `[batch]`.
 
-    The window is full, an event is older than one that is held already, or, where histories hold an item
-    once, one of it comes again.
+    The window is full, an event is older than one before it, or, where histories hold an item (and type)
+    once, it comes again.
     """
-    held, added = events["input_weights"] > 0, new["input_weights"] > 0
-    stale = held.sum(1) + added.sum(1) > config.max_position_embeddings
-    if "timestamps" in events and "timestamps" in new:
-        latest = torch.where(held, events["timestamps"], torch.iinfo(torch.long).min).amax(1)
-        late = added & (new["timestamps"] < latest[:, None])
-        times = torch.where(added, new["timestamps"], new["timestamps"].amax(1, keepdim=True))
-        stale = stale | late.any(1) | (times[:, 1:] < times[:, :-1]).any(1)
+    present = columns["input_weights"] > 0
+    stale = present.sum(1) > config.max_position_embeddings
+    if "timestamps" in columns:
+        times = columns["timestamps"].masked_fill(~present, torch.iinfo(torch.long).min)
+        stale = stale | (present & (times < times.cummax(1).values)).any(1)
     if config.collapse_repeats:
-        columns = extend_columns(events, new)
-        items = columns["input_ids"].masked_fill(columns["input_weights"] <= 0, 0)
+        items = columns["input_ids"].masked_fill(~present, 0)
+        if "event_type_ids" in columns:
+            items = items * config.num_event_types + columns["event_type_ids"] * (items > 0)
         ordered = items.sort(1).values
         stale = stale | ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).any(1)
     return stale
@@ -263,12 +270,13 @@ def update_state(
     if state is None:
         return body(**latest_events(body.config, new, stride), use_cache=True).cache
     body.check_state(state)
-    stale = stale_rows(body.config, state.events, new)
+    events = extend_columns(state.events, new)
+    stale = stale_rows(body.config, events)
     if not stale.any():
-        return body(**new, cache=state).cache
-    joined = extend_columns(state.events, new)
+        hidden, memories = body.advance(events, new["input_ids"].shape[1], state)
+        return body.remember(events, memories, hidden, state)
     again, step = torch.nonzero(stale)[:, 0], torch.nonzero(~stale)[:, 0]
-    events = {name: values[again] for name, values in joined.items()}
+    events = {name: values[again] for name, values in events.items()}
     made = [body(**latest_events(body.config, events, stride), use_cache=True).cache]
     if len(step):
         ready = {name: values[step] for name, values in new.items()}
