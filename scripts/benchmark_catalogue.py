@@ -60,7 +60,7 @@ class CatalogueArguments:
     batch_size: int = field(default=128, metadata={"help": "histories of a step"})
     num_negatives: int = 512
     warmup: int = field(default=10, metadata={"help": "steps before the clock starts"})
-    steps: int = field(default=40, metadata={"help": "steps that are timed"})
+    steps: int = field(default=30, metadata={"help": "steps that are timed"})
     seed: int = 0
     output_dir: str = field(default="docs/results", metadata={"help": "folder of the results"})
     run: str | None = field(
