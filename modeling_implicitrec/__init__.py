@@ -38,7 +38,7 @@ from .event_profile import EventProfile, Histogram, profile_events, weight_histo
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .explanation import Explanation, explain
-from .export import OnnxScorer, export_onnx
+from .export import OnnxScorer, export_onnx, quantize_onnx
 from .hub import save_checkpoint, write_model_card
 from .matrices import positive_events, user_counts
 from .metrics import (
@@ -145,6 +145,7 @@ __all__ = [
     "parse_arguments",
     "positive_events",
     "profile_events",
+    "quantize_onnx",
     "pseudonymise",
     "push_checkpoint",
     "push_sequences",

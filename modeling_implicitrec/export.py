@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,7 @@ class _Scores(nn.Module):
 
 @torch.no_grad()
 def export_onnx(
-    model: ImplicitRecForScoring,
-    path: str | os.PathLike,
-    *,
-    times: bool = True,
-    int8: bool = False,
+    model: ImplicitRecForScoring, path: str | os.PathLike, *, times: bool = True
 ) -> Path:
     """Write a model as an ONNX file, for any number of histories of any length.
 
@@ -53,8 +49,6 @@ def export_onnx(
         model: on the CPU; set to evaluation mode.
         path: of the file, replaced when it is whole.
         times: whether histories have timestamps.
-        int8: keep the weights of matrix products and tables in 8 bits (dynamic quantisation). Measure what
-            it costs with [`OnnxScorer`] and [`evaluate`].
 
     Raises:
         ImportError: without the extra `onnx`.
@@ -64,7 +58,6 @@ def export_onnx(
         raise ValueError("a model with the GRU mixer cannot be exported with an open length")
     try:
         import onnxscript  # noqa: F401
-        from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise ImportError(ADVICE) from error
     example = _example(model.config, times)
@@ -77,14 +70,38 @@ def export_onnx(
     made: Any = torch.onnx.export(
         program, input_names=list(example), output_names=OUTPUTS, verbose=False
     )
+    return _write_whole(path, lambda fresh: made.save(str(fresh)))
+
+
+def quantize_onnx(path: str | os.PathLike, target: str | os.PathLike) -> Path:
+    """Write an exported model again with the weights of products and tables in 8 bits.
+
+    Activations are quantised as they come (dynamic quantisation). What it costs is measured with
+    [`OnnxScorer`] and [`evaluate`].
+
+    Args:
+        path: of what [`export_onnx`] wrote.
+        target: of the new file, replaced when it is whole.
+
+    Raises:
+        ImportError: without the extra `onnx`.
+    """
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise ImportError(ADVICE) from error
+    return _write_whole(
+        target, lambda fresh: quantize_dynamic(Path(path), fresh, weight_type=QuantType.QInt8)
+    )
+
+
+def _write_whole(path: str | os.PathLike, write: Callable[[Path], Any]) -> Path:
+    """The path, once what is written beside it has been moved there."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        fresh, small = Path(folder) / "floats.onnx", Path(folder) / "int8.onnx"
-        made.save(str(fresh))
-        if int8:
-            quantize_dynamic(fresh, small, weight_type=QuantType.QInt8)
-        os.replace(small if int8 else fresh, target)
+        write(Path(folder) / target.name)
+        os.replace(Path(folder) / target.name, target)
     return target
 
 
@@ -104,7 +121,7 @@ class OnnxScorer:
     """Scores of an exported model over the whole catalogue, for [`evaluate`] as a `ModelScorer`.
 
     Args:
-        path: of what [`export_onnx`] wrote.
+        path: of what [`export_onnx`] or [`quantize_onnx`] wrote.
         config: of the model that it was made of.
         name: what tables call it.
         threads: of one run; 0 for as many as there are cores.

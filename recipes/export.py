@@ -18,6 +18,7 @@ from modeling_implicitrec import (
     export_onnx,
     load_sequences,
     parse_arguments,
+    quantize_onnx,
     results_table,
 )
 
@@ -43,10 +44,11 @@ def main() -> None:
     model = ImplicitRecForScoring.from_pretrained(args.model)
     processor.check_model(model.config)
     scorers: list = [ModelScorer(model)]
-    for int8 in [False, True] if args.int8 else [False]:
-        name = "onnx int8" if int8 else "onnx"
-        path = Path(args.model) / ("model.int8.onnx" if int8 else "model.onnx")
-        export_onnx(model, path, times="timestamps" in rows.column_names, int8=int8)
+    floats = Path(args.model) / "model.onnx"
+    files = {"onnx": export_onnx(model, floats, times="timestamps" in rows.column_names)}
+    if args.int8:
+        files["onnx int8"] = quantize_onnx(floats, floats.with_name("model.int8.onnx"))
+    for name, path in files.items():
         scorers.append(OnnxScorer(path, model.config, name=name, threads=args.threads))
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     some = [rows[place] for place in range(min(64, len(rows)))]
