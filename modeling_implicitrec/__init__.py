@@ -13,6 +13,7 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .batch_scoring import BatchOptions, recommend_users
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
@@ -56,10 +57,14 @@ from .modeling_implicitrec import (
     ImplicitRecScoringOutput,
 )
 from .processing_implicitrec import ImplicitRecProcessor
+from .reranking import RankingRules, at_most, diverse, pinned
 from .report_page import write_report_page
+from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .serving import Catalogue, ServingModel, Wish
 from .shards import load_sequences, save_sequences
+from .showcase import Showcase
 from .source_files import hide_secrets
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
@@ -84,6 +89,8 @@ __all__ = [
     "precision_at_k",
     "recall_at_k",
     "ALS",
+    "BatchOptions",
+    "Catalogue",
     "CleaningOptions",
     "CleaningReport",
     "Cooccurrence",
@@ -93,6 +100,7 @@ __all__ = [
     "EventProfile",
     "EventSchema",
     "Events",
+    "ExactIndex",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -107,17 +115,25 @@ __all__ = [
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
+    "RankingRules",
+    "Retriever",
+    "ServingModel",
+    "Showcase",
+    "Wish",
     "append_events",
+    "at_most",
     "build_sequences",
     "collapse_repeats",
     "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
+    "diverse",
     "ease_table",
     "encode_sequences",
     "encode_splits",
     "evaluate",
     "fit_baselines",
+    "item_vectors",
     "learn_event_weights",
     "hide_secrets",
     "leave_last_out",
@@ -125,13 +141,16 @@ __all__ = [
     "load_sequences",
     "open_events",
     "parse_arguments",
+    "pinned",
     "positive_events",
     "profile_events",
+    "recommend_users",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "table_fingerprint",
     "temporal_split",
     "training_columns",
     "user_counts",

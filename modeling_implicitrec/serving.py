@@ -124,7 +124,7 @@ class ServingModel:
         for (exclude_seen, category, diversity), places in groups.items():
             chosen = [wishes[place] for place in places]
             found = self.retriever.recommend(
-                **self._inputs([wish.history for wish in chosen]),
+                **self.inputs([wish.history for wish in chosen]),
                 top_k=max(wish.top_k for wish in chosen),
                 exclude_seen=exclude_seen,
                 seen=[self._known(wish.seen) for wish in chosen] if exclude_seen else None,
@@ -140,11 +140,11 @@ class ServingModel:
         """The score of each item after a history, None for an unknown one."""
         tokens = encode_texts(self.processor, items)
         candidates = torch.from_numpy(np.maximum(tokens, 0))[None]
-        scores = self.model(**self._inputs([history]), candidate_ids=candidates).logits[0]
+        scores = self.model(**self.inputs([history]), candidate_ids=candidates).logits[0]
         return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
 
-    def _inputs(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
-        """The one place where a request's history becomes what the model reads."""
+    def inputs(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
+        """What the model reads of each history, padded; the items may be written as text."""
         texts = [[str(event["item_id"]) for event in history] for history in histories]
         known = [encode_texts(self.processor, items) > 0 for items in texts]
         kept = [
