@@ -57,9 +57,9 @@ from .modeling_implicitrec import (
     ImplicitRecScoringOutput,
 )
 from .processing_implicitrec import ImplicitRecProcessor
-from .reranking import RankingRules, at_most, diverse, pinned
 from .report_page import write_report_page
-from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
+from .reranking import RankingRules, at_most, diverse, pinned
+from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .serving import Catalogue, ServingModel, Wish
@@ -134,6 +134,7 @@ __all__ = [
     "evaluate",
     "fit_baselines",
     "item_vectors",
+    "last_states",
     "learn_event_weights",
     "hide_secrets",
     "leave_last_out",

@@ -31,7 +31,9 @@ class AnnIndex:
         self.made = made
 
     @classmethod
-    def build(cls, model: ImplicitRecForScoring, kind: str = "hnsw", *, seed: int = 0) -> "AnnIndex":
+    def build(
+        cls, model: ImplicitRecForScoring, kind: str = "hnsw", *, seed: int = 0
+    ) -> "AnnIndex":
         """Index the items of a model.
 
         Args:

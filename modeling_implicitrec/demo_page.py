@@ -220,9 +220,7 @@ def _event_controls(page: Page) -> tuple:
     event = gr.Dropdown([], label="Change the event", elem_id="event")
     with gr.Row():
         kind = gr.Dropdown(page.types, label="what", visible=bool(page.types), elem_id="kind")
-        count = gr.Slider(
-            1, 20, 1, step=1, label="count", visible=page.has_counts, elem_id="count"
-        )
+        count = gr.Slider(1, 20, 1, step=1, label="count", visible=page.has_counts, elem_id="count")
         duration = gr.Slider(
             0, 3600, 60, step=5, label="dwell, seconds", visible=page.has_durations,
             elem_id="duration",

@@ -60,7 +60,9 @@ def check_key(given: str | None, keys: Sequence[str]) -> None:
     """Raise 401 where keys are asked for and this is none of them."""
     known = [hmac.compare_digest((given or "").encode(), key.encode()) for key in keys]
     if keys and not any(known):
-        raise HTTPException(401, "a valid X-API-Key header is needed", {"WWW-Authenticate": "ApiKey"})
+        raise HTTPException(
+            401, "a valid X-API-Key header is needed", {"WWW-Authenticate": "ApiKey"}
+        )
 
 
 class TooLarge(Exception):

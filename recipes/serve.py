@@ -59,7 +59,9 @@ def main() -> None:
         max_batch=args.max_batch,
     )
     app = create_app(settings)
-    print(f"{args.model} on http://{args.host}:{args.port}, histories in {hide_secrets(args.store)}")
+    print(
+        f"{args.model} on http://{args.host}:{args.port}, histories in {hide_secrets(args.store)}"
+    )
     uvicorn.run(app, host=args.host, port=args.port, access_log=False, log_level="warning")
 
 

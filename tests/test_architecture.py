@@ -186,9 +186,7 @@ def test_a_travelling_file_needs_nothing_that_stays_behind(path):
 def test_recipes_and_scripts_use_public_names_of_the_package_root(path):
     allowed = {".", *(f".{name}" for name in BEHIND_EXTRAS)}
     assert [
-        name
-        for name in imports(path.read_text())
-        if name.startswith(".") and name not in allowed
+        name for name in imports(path.read_text()) if name.startswith(".") and name not in allowed
     ] == []
 
 

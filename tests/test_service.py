@@ -258,7 +258,9 @@ def test_requests_that_wait_are_computed_together_and_too_many_are_refused():
 def check_store(store: HistoryStore) -> None:
     """What every database must do."""
     first = {"user_id": "ann", "item_id": "tea", "timestamp": 30, "count": 2.0, "event_id": "1"}
-    others = [{"user_id": "ann", "item_id": i, "timestamp": t} for i, t in (("milk", 10), ("é'", 20))]
+    others = [
+        {"user_id": "ann", "item_id": i, "timestamp": t} for i, t in (("milk", 10), ("é'", 20))
+    ]
     assert store.add_together([[first], others, [], [first]]) == [1, 2, 0, 0]
     assert store.add([first, first | {"user_id": "bob"}]) == 1
     assert [event["item_id"] for event in store.history("ann", limit=2)] == ["é'", "tea"]
