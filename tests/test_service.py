@@ -179,7 +179,7 @@ def test_keys_bodies_and_rates_are_limited(settings):
     values = vars(settings) | {"api_keys": ["one"], "max_body_bytes": 300, "requests_per_second": 2}
     with TestClient(create_app(ServiceSettings(**values)), raise_server_exceptions=False) as client:
         assert client.get("/recommendations/ann").status_code == 401
-        assert client.get("/recommendations/ann", headers={"X-API-Key": "öne"}).status_code == 401
+        assert client.get("/recommendations/ann", headers={"X-API-Key": "öne".encode()}).status_code == 401
         assert client.get("/healthz").status_code == 200
         key = {"X-API-Key": "one"}
         large = {"events": [event("ann", n) for n in range(20)]}
