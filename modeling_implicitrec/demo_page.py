@@ -113,6 +113,14 @@ class Page:
         near = self.show.neighbours(token, TOP_K)
         return [[self.label(other), round(cosine, 3)] for other, cosine in near]
 
+    def add(self, events: list[Event], token: int | None) -> tuple[list[Event], None]:
+        """The history with an item more, a minute after its last event; and no item chosen."""
+        if token is None:
+            return events, None
+        latest = max((event["timestamp"] for event in events), default=0)
+        item = self.show.processor.decode_items([int(token)])[0]
+        return [*events, {"item_id": item, "timestamp": latest + 60}], None
+
     def map(self, events: list[Event], ranked: list[tuple]) -> Figure:
         """The items' embeddings on their two main axes, with history and ranking marked."""
         figure = Figure(figsize=(8, 5.5), layout="tight")
@@ -139,83 +147,100 @@ class Page:
 def build_page(showcase: Showcase, *, title: str = "What comes next?") -> gr.Blocks:
     """The page; `build_page(...).launch(theme=THEME)` serves it, here or in a Space."""
     page = Page(showcase)
-    users = [*showcase.histories, NEW]
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         gr.Markdown(INTRO.format(title=title))
-        events, before = gr.State([]), gr.State([])
         with gr.Row():
             with gr.Column(scale=5):
-                user = gr.Dropdown(users, value=users[0], label="History of", elem_id="user")
-                history = gr.Dataframe(
-                    headers=page.history_headers(), label="What happened, latest first",
-                    interactive=False, max_height=330, elem_id="history", wrap=True,
-                )  # fmt: skip
-                event, controls, change, remove = _event_controls(page)
-                added = gr.Dropdown(page.items, label="Add an item", value=None, elem_id="added")
+                widgets = _history_side(page)
             with gr.Column(scale=6):
-                seen = gr.Checkbox(
-                    not page.show.serving.model.config.copy_prior,
-                    label="Only items new to this person",
-                )
-                ranking = gr.Dataframe(
-                    headers=["", "recommended", "score", "moved", "place by popularity"],
-                    interactive=False, label="What comes next", elem_id="ranking", wrap=True,
-                )  # fmt: skip
-        with gr.Tab("Why"):
-            item = gr.Dropdown([], label="Explain", elem_id="item")
-            why = gr.Plot(label="Each event's part", elem_id="why")
-        with gr.Tab("Item neighbours"):
-            near_of = gr.Dropdown(page.items, label="Items near", value=page.items[0][1])
-            near = gr.Dataframe(headers=["item", "cosine"], interactive=False, elem_id="near")
-        with gr.Tab("Map of the catalogue"):
-            plane = gr.Plot(label="Item embeddings on two axes", elem_id="map")
-        with gr.Tab("Beside popularity"):
-            popular = gr.Dataframe(
-                headers=["", "most popular", "place in the ranking"],
-                interactive=False, elem_id="popular", wrap=True,
-            )  # fmt: skip
-        shown = [history, event, ranking, item, why, plane, popular]
-
-        def redraw(events: list[Event], before: list[int], exclude_seen: bool) -> list[Any]:
-            ranked = page.show.rank(events, top_k=TOP_K, exclude_seen=exclude_seen)
-            choices = page.event_choices(events)
-            items = [(page.label(token), token) for token, _ in ranked]
-            first = items[0][1] if items else None
-            latest = gr.Dropdown(choices, value=choices[0][1] if choices else None)
-            return [
-                page.history(events),
-                latest,
-                page.ranking(ranked, before),
-                gr.Dropdown(items, value=first),
-                page.why(events, first),
-                page.map(events, ranked),
-                page.popular(ranked),
-            ]
-
-        def picked(user: str, exclude_seen: bool) -> list[Any]:
-            events = page.start(user)
-            ranked = page.show.rank(events, top_k=TOP_K, exclude_seen=exclude_seen)
-            before = [token for token, _ in ranked]
-            return [events, before, *redraw(events, before, exclude_seen)]
-
-        every = [events, before, *shown]
-        for trigger in (user.change, seen.change, blocks.load):
-            trigger(picked, [user, seen], every)
-        drawn = [before, seen]
-        change.click(_changed, [events, event, *controls], events).then(
-            redraw, [events, *drawn], shown
-        )
-        remove.click(_removed, [events, event], events).then(redraw, [events, *drawn], shown)
-        added.input(page_adds(page), [events, added], [events, added]).then(
-            redraw, [events, *drawn], shown
-        )
-        item.input(page.why, [events, item], why)
-        for trigger in (near_of.change, blocks.load):
-            trigger(page.neighbours, near_of, near)
+                widgets |= _ranking_side(page)
+        _connect(page, blocks, widgets)
     return blocks
 
 
-def _event_controls(page: Page) -> tuple:
+def _history_side(page: Page) -> dict[str, Any]:
+    """Whose history, what is in it, and what can be changed."""
+    users = [*page.show.histories, NEW]
+    user = gr.Dropdown(users, value=users[0], label="History of", elem_id="user")
+    history = gr.Dataframe(
+        headers=page.history_headers(), label="What happened, latest first",
+        interactive=False, max_height=330, elem_id="history", wrap=True,
+    )  # fmt: skip
+    widgets = {"user": user, "history": history, **_event_controls(page)}
+    widgets["added"] = gr.Dropdown(page.items, label="Add an item", value=None, elem_id="added")
+    return widgets
+
+
+def _ranking_side(page: Page) -> dict[str, Any]:
+    """The ranking, and what is to be said about it."""
+    only_new = not page.show.serving.model.config.copy_prior
+    widgets: dict[str, Any] = {"seen": gr.Checkbox(only_new, label="Only items new to this person")}
+    widgets["ranking"] = gr.Dataframe(
+        headers=["", "recommended", "score", "moved", "place by popularity"],
+        interactive=False, label="What comes next", elem_id="ranking", wrap=True,
+        column_widths=["45px", "auto", "75px", "85px", "110px"],
+    )  # fmt: skip
+    with gr.Tab("Why"):
+        widgets["item"] = gr.Dropdown([], label="Explain", elem_id="item")
+        widgets["why"] = gr.Plot(show_label=False, elem_id="why")
+    with gr.Tab("Item neighbours"):
+        first = page.items[0][1]
+        widgets["near_of"] = gr.Dropdown(page.items, label="Items near", value=first)
+        widgets["near"] = gr.Dataframe(headers=["item", "cosine"], interactive=False)
+    with gr.Tab("Map of the catalogue"):
+        widgets["map"] = gr.Plot(show_label=False, elem_id="map")
+    with gr.Tab("Beside popularity"):
+        widgets["popular"] = gr.Dataframe(
+            headers=["", "most popular", "place in the ranking"],
+            interactive=False, elem_id="popular", wrap=True,
+        )  # fmt: skip
+    return widgets
+
+
+def _connect(page: Page, blocks: gr.Blocks, widgets: dict[str, Any]) -> None:
+    """What happens when something is picked or changed: all is drawn anew."""
+    events, before = gr.State([]), gr.State([])
+    user, seen, event, added = (widgets[name] for name in ("user", "seen", "event", "added"))
+    names = ("history", "event", "ranking", "item", "why", "map", "popular")
+    shown = [widgets[name] for name in names]
+
+    def redraw(events: list[Event], before: list[int], exclude_seen: bool) -> list[Any]:
+        ranked = page.show.rank(events, top_k=TOP_K, exclude_seen=exclude_seen)
+        choices = page.event_choices(events)
+        items = [(page.label(token), token) for token, _ in ranked]
+        first = items[0][1] if items else None
+        return [
+            page.history(events),
+            gr.Dropdown(choices, value=choices[0][1] if choices else None),
+            page.ranking(ranked, before),
+            gr.Dropdown(items, value=first),
+            page.why(events, first),
+            page.map(events, ranked),
+            page.popular(ranked),
+        ]
+
+    def picked(user: str, exclude_seen: bool) -> list[Any]:
+        events = page.start(user)
+        ranked = page.show.rank(events, top_k=TOP_K, exclude_seen=exclude_seen)
+        before = [token for token, _ in ranked]
+        return [events, before, *redraw(events, before, exclude_seen)]
+
+    for trigger in (user.change, seen.change, blocks.load):
+        trigger(picked, [user, seen], [events, before, *shown])
+    controls = [widgets[name] for name in ("kind", "count", "duration")]
+    edits = [
+        widgets["change"].click(_changed, [events, event, *controls], events),
+        widgets["remove"].click(_removed, [events, event], events),
+        added.input(page.add, [events, added], [events, added]),
+    ]
+    for edit in edits:
+        edit.then(redraw, [events, before, seen], shown)
+    widgets["item"].input(page.why, [events, widgets["item"]], widgets["why"])
+    for trigger in (widgets["near_of"].change, blocks.load):
+        trigger(page.neighbours, widgets["near_of"], widgets["near"])
+
+
+def _event_controls(page: Page) -> dict[str, Any]:
     """What can be changed of one event: as much of it as the model's weights read."""
     event = gr.Dropdown([], label="Change the event", elem_id="event")
     with gr.Row():
@@ -229,7 +254,8 @@ def _event_controls(page: Page) -> tuple:
         can_change = bool(page.types) or page.has_counts or page.has_durations
         change = gr.Button("Change", variant="primary", visible=can_change, elem_id="change")
         remove = gr.Button("Remove", elem_id="remove")
-    return event, [kind, count, duration], change, remove
+    widgets = {"event": event, "kind": kind, "count": count, "duration": duration}
+    return widgets | {"change": change, "remove": remove}
 
 
 def _changed(
@@ -243,16 +269,3 @@ def _changed(
 
 def _removed(events: list[Event], place: int | None) -> list[Event]:
     return [event for i, event in enumerate(events) if i != place]
-
-
-def page_adds(page: Page) -> Any:
-    """What adds an item to a history, a minute after its last event."""
-
-    def add(events: list[Event], token: int | None) -> tuple[list[Event], None]:
-        if token is None:
-            return events, None
-        latest = max((event["timestamp"] for event in events), default=0)
-        item = page.show.processor.decode_items([int(token)])[0]
-        return [*events, {"item_id": item, "timestamp": latest + 60}], None
-
-    return add

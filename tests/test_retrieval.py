@@ -142,14 +142,14 @@ def test_list_rules_arrange_what_is_shown(model, batch):
         diverse(vectors, share=2)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
-def test_an_ann_index_is_saved_and_belongs_to_its_model(kind, model, batch, tmp_path):
+@pytest.mark.parametrize(("kind", "least"), [("hnsw", 0.9), ("ivfpq", 0.4)])
+def test_an_ann_index_is_saved_and_belongs_to_its_model(kind, least, model, batch, tmp_path):
     ann = pytest.importorskip("modeling_implicitrec.ann_index", reason="faiss is not installed")
     index = ann.AnnIndex.build(model, kind)
     states, _ = last_states(model, **batch)
     exact, _ = ExactIndex(*item_vectors(model)).search(states, 10)
     found, scores = index.search(states, 10)
-    assert np.mean([np.isin(f, e).mean() for f, e in zip(found, exact)]) >= 0.7
+    assert np.mean([np.isin(f, e).mean() for f, e in zip(found, exact)]) >= least
     path = index.save(tmp_path)
     loaded = ann.AnnIndex.load(tmp_path, model, kind)
     assert (loaded.search(states, 10)[0] == found).all()
