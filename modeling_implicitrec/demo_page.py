@@ -178,7 +178,7 @@ def _ranking_side(page: Page) -> dict[str, Any]:
     widgets["ranking"] = gr.Dataframe(
         headers=["", "recommended", "score", "moved", "place by popularity"],
         interactive=False, label="What comes next", elem_id="ranking", wrap=True,
-        column_widths=["45px", "auto", "75px", "85px", "110px"],
+        column_widths=["8%", "50%", "12%", "13%", "17%"],
     )  # fmt: skip
     with gr.Tab("Why"):
         widgets["item"] = gr.Dropdown([], label="Explain", elem_id="item")

@@ -202,11 +202,12 @@ class Retriever:
             barred = torch.cat([barred, pad_rows(seen, torch.long).to(barred.device)], dim=1)
         added = rules.added()
         width = min(2 * depth + barred.shape[1], len(self.table) - 1)
-        tokens, best, unsure = self._best(self.index, states, history, barred, added, depth, width)
+        asked = {"added": added, "depth": depth, "width": width}
+        tokens, best, unsure = self._best(self.index, states, history, barred=barred, **asked)
         if unsure.any():
             rows = unsure.nonzero()[:, 0]
             part = {name: values[rows] for name, values in history.items()}
-            again = self._best(self.exact, states[rows], part, barred[rows], added, depth, width)
+            again = self._best(self.exact, states[rows], part, barred=barred[rows], **asked)
             tokens[rows], best[rows] = again[:2]
         return _arranged(tokens, best, rules, min(top_k, depth))
 
@@ -215,6 +216,7 @@ class Retriever:
         index: Index,
         states: Tensor,
         history: dict[str, Tensor],
+        *,
         barred: Tensor,
         added: Tensor | None,
         depth: int,

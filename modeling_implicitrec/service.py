@@ -100,6 +100,16 @@ class Service:
             self._loaded()
             return self.model.fingerprint
 
+    def try_reload(self) -> str | None:
+        """[`~Service.reload`]; None where the checkpoint cannot be loaded, and the log says why."""
+        try:
+            name = self.reload()
+        except Exception:  # whatever is wrong with it, the old one is there
+            logger.exception("the checkpoint was not loaded; the earlier one is served on")
+            return None
+        logger.info("serving %s", name)
+        return name
+
     def _loaded(self) -> None:
         self.metrics.loaded.clear()
         self.metrics.loaded.labels(self.model.fingerprint).set(time.time())
@@ -152,7 +162,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ValueError: where its parts do not belong together.
     """
     service = Service.start(settings)
-    limit = RateLimit(settings.requests_per_second)
     model = MicroBatcher(
         service.answer,
         max_size=settings.max_batch,
@@ -165,16 +174,31 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         if threading.current_thread() is threading.main_thread():
-            loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, again))
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: loop.run_in_executor(None, service.try_reload)
+            )
         async with model, writer:
             yield
         service.store.close()
 
-    def again() -> None:
-        try:
-            logger.info("serving %s", service.reload())
-        except Exception:  # the old model goes on
-            logger.exception("the checkpoint was not loaded; the earlier one is served on")
+    app = FastAPI(
+        title="implicitrec",
+        description="Recommendations from behaviour, kept and updated as it comes in.",
+        lifespan=lifespan,
+        responses=REFUSALS,
+    )
+    app.state.service = service
+    app.add_middleware(Guard, max_body=settings.max_body_bytes, metrics=service.metrics)
+    app.add_exception_handler(Overloaded, _overloaded)
+    checked = [Depends(_gate(settings))]
+    _add_user_routes(app, model, writer, checked)
+    _add_operator_routes(app, service, checked)
+    return app
+
+
+def _gate(settings: ServiceSettings) -> Any:
+    """What lets a request in: its key and its rate."""
+    limit = RateLimit(settings.requests_per_second)
 
     def let_in(request: Request, key: Annotated[str | None, Security(KEY)] = None) -> None:
         admin = request.url.path.startswith("/admin")
@@ -187,19 +211,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         if wait:
             raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait))})
 
-    app = FastAPI(
-        title="implicitrec",
-        description="Recommendations from behaviour, kept and updated as it comes in.",
-        lifespan=lifespan,
-        responses=REFUSALS,
-    )
-    app.state.service = service
-    app.add_middleware(Guard, max_body=settings.max_body_bytes, metrics=service.metrics)
-    app.add_exception_handler(Overloaded, _overloaded)
-    checked = [Depends(let_in)]
-    _add_user_routes(app, model, writer, checked)
-    _add_operator_routes(app, service, checked)
-    return app
+    return let_in
 
 
 def _overloaded(request: Request, error: Exception) -> JSONResponse:
@@ -251,11 +263,9 @@ def _add_operator_routes(app: FastAPI, service: Service, checked: list[Any]) -> 
     @app.post("/admin/reload", dependencies=checked, responses={409: {"model": Problem}})
     async def reload() -> Health:
         """Read the checkpoint again, without dropping a request."""
-        try:
-            made_by = await asyncio.get_running_loop().run_in_executor(None, service.reload)
-        except Exception as error:  # whatever is wrong with it, the old one is there
-            logger.exception("the checkpoint was not loaded; the earlier one is served on")
-            raise HTTPException(409, "the checkpoint cannot be loaded; see the log") from error
+        made_by = await asyncio.get_running_loop().run_in_executor(None, service.try_reload)
+        if made_by is None:
+            raise HTTPException(409, "the checkpoint cannot be loaded; see the log")
         return Health(status="ok", model=made_by)
 
     @app.get("/healthz")
