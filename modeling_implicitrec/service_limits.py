@@ -65,10 +65,6 @@ def check_key(given: str | None, keys: Sequence[str]) -> None:
         )
 
 
-class TooLarge(Exception):
-    """A body over the limit."""
-
-
 class Guard:
     """The outermost layer: bodies up to a limit, no error without an answer, all of it counted."""
 
@@ -89,10 +85,6 @@ class Guard:
 
         try:
             await self.app(scope, self._limited(scope, receive), counted_send)
-        except TooLarge:
-            if not status:
-                detail = f"a body may have {self.max_body} bytes"
-                await _answer(counted_send, 413, detail)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not status:
@@ -105,16 +97,14 @@ class Guard:
         """`receive` that counts the bytes, whatever the header says of their number."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = told.isdigit() and int(told) > self.max_body
-        size = 0
+        size = self.max_body + 1 if too_large else 0
 
         async def limited() -> dict:
             nonlocal size
-            if too_large:
-                raise TooLarge
-            message = await receive()
+            message = {} if too_large else await receive()
             size += len(message.get("body", b""))
             if size > self.max_body:
-                raise TooLarge
+                raise HTTPException(413, f"a body may have {self.max_body} bytes")
             return message
 
         return limited

@@ -46,6 +46,7 @@ def write_checkpoint(folder: Path, seed: int = 0, names: bool = True) -> Path:
     model = ImplicitRecForScoring(config)
     torch.nn.init.normal_(model.item_decoder.weight, std=0.5)
     model.fit_item_counts(processor.item_counts)
+    torch.nn.init.constant_(model.head.copy.level, 0.3)  # what was there comes back
     processor.adapt_to(config)
     return save_checkpoint(folder, model=model, processor=processor)
 
@@ -91,12 +92,7 @@ def event(user: str, item: int, **more) -> dict:
 
 
 def test_events_change_the_list_and_are_forgotten(client):
-    def place(item: str) -> int:
-        answer = client.get("/recommendations/ann?exclude_seen=false&k=30").json()
-        return [one["item_id"] for one in answer["items"]].index(item)
-
     popular = client.get("/recommendations/ann").json()["items"]
-    before = [place("item 7"), place("item 9")]
     sent = [event("ann", n, event_type="buy", count=2) for n in (7, 9)]
     assert client.post("/events", json={"events": sent}).json() == {"stored": 2}
     answer = client.get("/recommendations/ann?k=30").json()
@@ -104,7 +100,8 @@ def test_events_change_the_list_and_are_forgotten(client):
     assert len(shown) == ITEMS - 4  # two seen, two out of stock
     assert not {"item 7", "item 9", "item 3", "item 4"} & set(shown)
     assert answer["items"][0]["name"].startswith("name ")
-    assert place("item 7") < before[0] and place("item 9") < before[1]  # the copy prior
+    again = client.get("/recommendations/ann?exclude_seen=false&k=2").json()["items"]
+    assert {item["item_id"] for item in again} == {"item 7", "item 9"}
     even = client.get("/recommendations/ann?category=even&k=30&diversity=0.5").json()["items"]
     assert even and all(int(item["item_id"].split()[1]) % 2 == 0 for item in even)
     assert client.delete("/users/ann").json() == {"deleted": 2}
