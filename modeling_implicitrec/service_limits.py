@@ -20,15 +20,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"namespace": "implicitrec", "registry": self.registry}
         labels = ["method", "route", "status"]
-        self.requests = Counter("requests", "Answered requests.", labels, **made)
-        self.seconds = Histogram("request_seconds", "Time to answer.", ["route"], **made)
-        self.batch = Histogram(
-            "batch_size", "Requests of one model call.", buckets=(1, 2, 4, 8, 16, 32, 64), **made
+        self.requests = Counter(
+            "implicitrec_requests", "Answered requests.", labels, registry=self.registry
         )
-        self.events = Counter("events", "Events stored.", **made)
-        self.loaded = Gauge("model_loaded_seconds", "When the model was loaded.", ["model"], **made)
+        self.seconds = Histogram(
+            "implicitrec_request_seconds", "Time to answer.", ["route"], registry=self.registry
+        )
+        self.batch = Histogram(
+            "implicitrec_batch_size",
+            "Requests of one model call.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.events = Counter("implicitrec_events", "Events stored.", registry=self.registry)
+        self.loaded = Gauge(
+            "implicitrec_model_loaded_seconds",
+            "When the model was loaded.",
+            ["model"],
+            registry=self.registry,
+        )
 
 
 class RateLimit:
