@@ -62,7 +62,7 @@ def statuses(operation) -> list[int]:
 
     @given(case=operation.as_strategy())
     @settings(
-        max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     def ask(case):
         answer = case.call()
