@@ -14,6 +14,7 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
@@ -61,11 +62,15 @@ from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
 from .report_page import write_report_page
+from .reranking import RankingRules, at_most, diverse, pinned
+from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
 from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .serving import Catalogue, ServingModel, Wish
 from .shards import load_sequences, save_sequences
 from .sharing import push_checkpoint
+from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
@@ -92,6 +97,8 @@ __all__ = [
     "precision_at_k",
     "recall_at_k",
     "ALS",
+    "BatchOptions",
+    "Catalogue",
     "CleaningOptions",
     "CleaningReport",
     "Cooccurrence",
@@ -102,6 +109,7 @@ __all__ = [
     "EventSchema",
     "Events",
     "Explanation",
+    "ExactIndex",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -123,12 +131,19 @@ __all__ = [
     "SequenceRows",
     "SettleCallback",
     "UserState",
+    "RankingRules",
+    "Retriever",
+    "ServingModel",
+    "Showcase",
+    "Wish",
     "append_events",
+    "at_most",
     "build_sequences",
     "collapse_repeats",
     "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
+    "diverse",
     "ease_table",
     "encode_sequences",
     "encode_splits",
@@ -136,6 +151,8 @@ __all__ = [
     "explain",
     "export_onnx",
     "fit_baselines",
+    "item_vectors",
+    "last_states",
     "learn_event_weights",
     "hide_secrets",
     "leave_last_out",
@@ -143,17 +160,20 @@ __all__ = [
     "load_sequences",
     "open_events",
     "parse_arguments",
+    "pinned",
     "positive_events",
     "profile_events",
     "pseudonymise",
     "push_checkpoint",
     "push_sequences",
     "read_period",
+    "recommend_users",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "table_fingerprint",
     "temporal_split",
     "training_columns",
     "user_counts",

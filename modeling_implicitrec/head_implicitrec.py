@@ -144,6 +144,15 @@ def read_rows(table: nn.Embedding, items: Tensor) -> Tensor:
     return F.embedding(items, table.weight, sparse=table.sparse)
 
 
+def counts_of(candidates: Tensor, source: Tensor, values: Tensor) -> Tensor:
+    """The sum of the values whose source is each candidate, `[positions, candidates]`, by search."""
+    ordered = candidates.sort(dim=1).values
+    place = torch.searchsorted(ordered, source).clamp_max(ordered.shape[1] - 1)
+    found = values * (ordered.gather(1, place) == source)
+    counts = values.new_zeros(ordered.shape).scatter_add(1, place, found)
+    return counts.gather(1, torch.searchsorted(ordered, candidates.contiguous()))
+
+
 def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) -> Tensor:
     """What a prior adds to log intensities: `log(exp(background) + exp(level_v) * count^p) - background`.
 
@@ -267,7 +276,7 @@ class ItemHead(nn.Module):
             added = excitation(prior, background.gather(1, source), counts, source)
             return background.scatter_add(1, source, added / times)
         candidates = candidate_ids.expand(source.shape[0], -1)
-        counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
+        counts = counts_of(candidates, source, values)
         return background + excitation(prior, background, counts, candidates)
 
 
