@@ -13,6 +13,7 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
@@ -126,6 +127,7 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "nearest_items",
     "open_events",
     "parse_arguments",
     "positive_events",
