@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from .adapters import add_lora, freeze_body, merge_lora
 from .arguments import parse_arguments
 from .baselines import (
     ALS,
@@ -16,6 +17,14 @@ from .baselines import (
 from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
+from .cold_items import (
+    ColdItems,
+    ContentSimilarity,
+    RandomScores,
+    SameForAll,
+    evaluate_cold_items,
+    hold_out_items,
+)
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .encoding import (
@@ -35,7 +44,10 @@ from .evaluation import (
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
+from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
+from .item_features import ItemFeatures, encode_texts
+from .joined_logs import JoinedLogs, join_logs
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
@@ -63,6 +75,7 @@ from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
 from .source_files import hide_secrets
+from .transfer import TransferReport, match_items, transfer_weights
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -88,6 +101,8 @@ __all__ = [
     "ALS",
     "CleaningOptions",
     "CleaningReport",
+    "ColdItems",
+    "ContentSimilarity",
     "Cooccurrence",
     "DataCollatorForNextItem",
     "EASE",
@@ -102,15 +117,21 @@ __all__ = [
     "ImplicitRecPreTrainedModel",
     "ImplicitRecProcessor",
     "ImplicitRecScoringOutput",
+    "ItemFeatures",
     "ItemKNN",
+    "JoinedLogs",
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
     "OwnFrequency",
     "Popularity",
+    "RandomScores",
     "RecentPopularity",
     "RowWiseAdamW",
+    "SameForAll",
     "SettleCallback",
+    "TransferReport",
+    "add_lora",
     "append_events",
     "build_sequences",
     "collapse_repeats",
@@ -120,13 +141,21 @@ __all__ = [
     "ease_table",
     "encode_sequences",
     "encode_splits",
+    "encode_texts",
     "evaluate",
+    "evaluate_by_history_length",
+    "evaluate_cold_items",
     "fit_baselines",
-    "learn_event_weights",
+    "freeze_body",
     "hide_secrets",
+    "hold_out_items",
+    "join_logs",
+    "learn_event_weights",
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "match_items",
+    "merge_lora",
     "nearest_items",
     "open_events",
     "parse_arguments",
@@ -139,6 +168,7 @@ __all__ = [
     "save_sequences",
     "temporal_split",
     "training_columns",
+    "transfer_weights",
     "user_counts",
     "weight_histograms",
     "write_model_card",

@@ -40,9 +40,10 @@ FLOORS = (
     {"layers_implicitrec", "catalogue_implicitrec"},
     {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation", "optimization"},
     {"ranking", "baselines", "scoring"},
-    {"encoding", "event_profile"},
+    {"encoding", "event_profile", "item_features", "transfer", "adapters", "joined_logs"},
     {"report_plots"},
     {"evaluation", "hub", "pipeline_implicitrec", "report_page", "weight_learning"},
+    {"cold_items", "history_lengths"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
