@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration_implicitrec import ImplicitRecConfig
 from .content_implicitrec import ItemEmbedding
 from .head_implicitrec import ItemHead
 
@@ -73,7 +72,7 @@ def _blocks(*columns: Tensor) -> Any:
 class CatalogueMixin:
     """The part of [`ImplicitRecForScoring`] that knows how many items there are."""
 
-    config: ImplicitRecConfig
+    config: Any
     model: Any
     head: ItemHead
     item_decoder: nn.Linear

@@ -48,7 +48,7 @@ def hold_out_items(
     >>> parts = {"train": [[1, 2, 3], [2, 3]], "test": [[1], [3]]}
     >>> splits = {name: Dataset.from_dict({"item_ids": rows}) for name, rows in parts.items()}
     >>> splits["test"] = splits["test"].add_column("target_item_ids", [[2], [2]])
-    >>> cold = hold_out_items(splits, share=0.4, generator=np.random.default_rng(1))
+    >>> cold = hold_out_items(splits, share=0.4, generator=np.random.default_rng(5))
     >>> cold.item_ids, cold.splits["train"]["item_ids"][:], cold.counts.tolist()
     ([2], [[1, 3], [3]], [2])
     """

@@ -24,7 +24,7 @@ class ImplicitRecConfig(PreTrainedConfig):
         num_platforms: platform ids including 0, which means "none or unknown"; 1 for a model that does
             not tell platforms apart.
         item_feature_size: features of an item's content (see
-            [`~ImplicitRecForScoring.fit_item_features`]); 0 for a model that knows items by their ids alone.
+            [`~ImplicitRecForScoring.fit_item_features`]); 0 for a model that knows items by ids alone.
         use_item_ids: gives each item a row of its own beside its content; without, items are their
             content alone.
         hidden_size: width of the embeddings and of every block.
@@ -166,7 +166,9 @@ class ImplicitRecConfig(PreTrainedConfig):
     def _check_evidence(self) -> None:
         """Raise `ValueError` where the terms for content, gaps and negative events do not fit."""
         if self.item_feature_size < 0:
-            raise ValueError(f"item_feature_size must not be negative, got {self.item_feature_size}")
+            raise ValueError(
+                f"item_feature_size must not be negative, got {self.item_feature_size}"
+            )
         if not self.use_item_ids and not (self.item_feature_size and self.tie_word_embeddings):
             raise ValueError("use_item_ids=False needs an item_feature_size and tied embeddings")
         if self.use_gaps and self.num_time_buckets < 2:

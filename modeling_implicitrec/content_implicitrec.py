@@ -50,14 +50,11 @@ class ItemEmbedding(nn.Embedding):
         """
         if self.content is None:
             return rows
-        if torch.is_grad_enabled():
-            return self._described(rows)
         read = (rows, self.content.features, self.content.weight)
         versions = [(part.data_ptr(), part._version, part.dtype) for part in read]
-        if self._kept[0] != versions:
-            self._kept = (versions, self._described(rows))
-        return self._kept[1]  # type: ignore[return-value]
-
-    def _described(self, rows: Tensor) -> Tensor:
-        described = self.content(self.content.features)  # type: ignore[misc]
-        return rows + described if self.use_rows else described
+        if self._kept[1] is not None and self._kept[0] == versions and not torch.is_grad_enabled():
+            return self._kept[1]
+        table = self.content(self.content.features)
+        table = rows + table if self.use_rows else table
+        self._kept = ([], None) if torch.is_grad_enabled() else (versions, table)
+        return table

@@ -91,7 +91,9 @@ class ItemFeatures:
         parts = [self._texts(rows, encode)] if self.texts else []
         parts += [self._categories(rows)] if self.categories else []
         parts += [self._numbers(rows)] if self.numbers else []
-        scaled = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9) for part in parts]
+        scaled = [
+            part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9) for part in parts
+        ]
         joined = np.concatenate(scaled, axis=1) / np.sqrt(len(scaled))
         return (joined * known[:, None]).astype(np.float32)
 

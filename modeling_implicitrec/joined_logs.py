@@ -104,7 +104,9 @@ def _joined(
 LISTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "target_ids")
 
 
-def _lists(like: pa.Array, values: np.ndarray | pa.Array, kind: pa.DataType | None = None) -> pa.Array:
+def _lists(
+    like: pa.Array, values: np.ndarray | pa.Array, kind: pa.DataType | None = None
+) -> pa.Array:
     lengths = like.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = values if isinstance(values, pa.Array) else pa.array(values, kind)

@@ -194,7 +194,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         """Have sparse gradients in the tables of items, for [`RowWiseAdamW`]; a sampled loss reads few rows.
 
         Raises:
-            ValueError: for the full softmax, which reads all, and for item content, which moves all.
+            ValueError: for the full softmax, which reads all, and item content, which moves all.
         """
         if self.config.loss_type == "softmax" or self.config.item_feature_size:
             got = f"{self.config.loss_type!r}, item_feature_size {self.config.item_feature_size}"

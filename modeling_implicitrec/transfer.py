@@ -20,8 +20,12 @@ ITEM_ROWS = (
 TYPE_ROWS = "model.event_type_embedding.weight"
 PLATFORM_ROWS = "model.platform_embedding.table"
 # Of the new catalogue and its log alone.
-OWN = ("model.item_embedding.content.features", "item_frequency", "head.cooccurrence.items")
-OWN += ("head.cooccurrence.counts",)
+OWN = (
+    "model.item_embedding.content.features",
+    "item_frequency",
+    "head.cooccurrence.items",
+    "head.cooccurrence.counts",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Features of the items of prepared data: `python recipes/describe.py --data_dir DIR --table items.csv ...`.
+"""Describe the items of prepared data: `python recipes/describe.py --data_dir DIR --table items.csv ...`.
 
 Reads a table with a row an item, and writes `item_features.safetensors` for `finetune.py
 --use_item_features`, and `item_features.json`, by which items that come later are described alike.
@@ -21,7 +21,8 @@ class DescribeArguments:
 
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     table: str = field(
-        default="", metadata={"help": "CSV or Parquet, a row an item; by default item_names.parquet"}
+        default="",
+        metadata={"help": "CSV or Parquet, a row an item; by default item_names.parquet"},
     )
     id_column: str = field(default="item_id", metadata={"help": "of the item ids"})
     texts: list = field(default_factory=list, metadata={"help": "columns of text"})
@@ -48,7 +49,9 @@ def main() -> None:
     save_file({"features": matrix}, data / "item_features.safetensors")
     (data / "item_features.json").write_text(json.dumps(dataclasses.asdict(features), indent=2))
     described = int(matrix.any(1).sum())
-    print(f"{described:,} of {processor.vocab_size - 1:,} items described by {matrix.shape[1]} numbers")
+    print(
+        f"{described:,} of {processor.vocab_size - 1:,} items described by {matrix.shape[1]} numbers"
+    )
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     settings: dict = {}
     if args.from_checkpoint:
         source = ImplicitRecForScoring.from_pretrained(args.from_checkpoint)
-        settings = {name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__}
+        settings = {
+            name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
+        }
         settings.pop("model_type", None)
     settings |= {
         "vocab_size": processor.vocab_size,
@@ -246,7 +248,11 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         "processes": training.world_size,
         "learning rate": training.learning_rate,
         "loss": trainer.model.config.loss_type,
-        **({"started from": args.from_checkpoint, "tuned": args.tune} if args.from_checkpoint else {}),
+        **(
+            {"started from": args.from_checkpoint, "tuned": args.tune}
+            if args.from_checkpoint
+            else {}
+        ),
         "seed": training.seed,
         "part": "before_test" if args.refit else "train",
         "transformers": transformers.__version__,

@@ -59,9 +59,7 @@ def test_items_of_the_same_content_are_one_item_without_ids():
 @pytest.mark.parametrize("loss_type", ["softmax", "sampled_softmax"])
 def test_the_projection_learns_on_both_sides(ids, loss_type):
     model = ImplicitRecForScoring(
-        ImplicitRecConfig(
-            vocab_size=31, item_feature_size=6, use_item_ids=ids, loss_type=loss_type
-        )
+        ImplicitRecConfig(vocab_size=31, item_feature_size=6, use_item_ids=ids, loss_type=loss_type)
     ).train()
     model.fit_item_features(features())
     model(HISTORY, labels=HISTORY.roll(-1, 1)).loss.backward()
@@ -140,9 +138,7 @@ def test_a_new_item_is_recommended_saved_and_trained(tmp_path):
     model = tiny(item_feature_size=6, vocabulary_fingerprint=processor.fingerprint)
     best = model.recommend(HISTORY, top_k=1).item_tokens[:, 0]
     tokens = processor.add_items(["new"])
-    model.add_items(
-        features=features()[best[:1]], vocabulary_fingerprint=processor.fingerprint
-    )
+    model.add_items(features=features()[best[:1]], vocabulary_fingerprint=processor.fingerprint)
     assert processor.decode_items(tokens) == ["new"]
     top = model.recommend(HISTORY, top_k=2)
     assert set(top.item_tokens[0].tolist()) == {int(best[0]), int(tokens[0])}
