@@ -67,9 +67,9 @@ def groceries(folder: str) -> dict:
             "categories": ["department", "brand", "manufacturer_id", "package_size"],
         },
         "share": 0.1,
-        "model": {"max_position_embeddings": 128, "collapse_repeats": True},
+        "model": {"max_position_embeddings": 64, "collapse_repeats": True},
         "collator": {"target_window": 28 * DAY, "collapse_repeats": True},
-        "epochs": 5,
+        "epochs": 3,
     }
 
 
