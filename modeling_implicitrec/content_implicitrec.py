@@ -50,11 +50,12 @@ class ItemEmbedding(nn.Embedding):
         """
         if self.content is None:
             return rows
+        keep = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         read = (rows, self.content.features, self.content.weight)
-        versions = [(part.data_ptr(), part._version, part.dtype) for part in read]
-        if self._kept[1] is not None and self._kept[0] == versions and not torch.is_grad_enabled():
+        versions = [(part.data_ptr(), part._version, part.dtype) for part in read] if keep else []
+        if keep and self._kept[1] is not None and self._kept[0] == versions:
             return self._kept[1]
         table = self.content(self.content.features)
         table = rows + table if self.use_rows else table
-        self._kept = ([], None) if torch.is_grad_enabled() else (versions, table)
+        self._kept = (versions, table) if keep else ([], None)
         return table

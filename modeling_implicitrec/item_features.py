@@ -25,7 +25,9 @@ def encode_texts(texts: list[str]) -> np.ndarray:
             "function as encode",
             name=error.name,
         ) from error
-    vectors = load_model(device="cpu").encode(texts, normalize_embeddings=True)
+    vectors = load_model(device="cpu").encode(
+        texts, normalize_embeddings=True, show_progress_bar=False
+    )
     return np.asarray(vectors, dtype=np.float32)
 
 

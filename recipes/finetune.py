@@ -104,7 +104,6 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         settings = {
             name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
         }
-        settings.pop("model_type", None)
     settings |= {
         "vocab_size": processor.vocab_size,
         "num_event_types": processor.num_event_types,

@@ -1,8 +1,9 @@
-"""Does a pretrained body help a log of other items? `python scripts/measure_transfer.py --target DIR --sources DIR`.
+"""Does a pretrained body help a log of other items? `python scripts/measure_transfer.py --help`.
 
-A model is pretrained on the source logs (`join_logs`), then fine-tuned on 1 %, 10 % and 100 % of the users of
-the target log, beside one that starts from scratch with the same steps, labels and seeds. Both are tested on
-the same users of the target. Runs add up in `docs/results/transfer.json`; the page beside it shows them all.
+A model is pretrained on the source logs (`join_logs`), then fine-tuned on 1 %, 10 % and 100 % of the users
+of the target log, beside one that starts from scratch with the same steps, labels and seeds. Both are
+tested on the same users of the target. Runs add up in `docs/results/transfer.json`; the page beside it
+shows them all.
 """
 
 import argparse
@@ -155,7 +156,10 @@ def markdown(report: dict) -> str:
             "to test on; NDCG@10 of new items, mean ± standard deviation over seeds at the best point of "
             "each curve; steps until the pretrained model is as good as the other at its best."
         )
-        lines += ["", "| share of the log | from scratch | pretrained | difference | steps | instead of |"]
+        lines += [
+            "",
+            "| share of the log | from scratch | pretrained | difference | steps | instead of |",
+        ]
         lines.append("|---|---:|---:|---:|---:|---:|")
         lines += [row(share, runs) for share in runs[0]["curves"]] + [""]
     return "\n".join(lines).rstrip() + "\n"
@@ -171,9 +175,7 @@ def row(share: str, runs: list[dict]) -> str:
         level = best["from scratch"][-1]
         reached = steps_to_reach(curves["pretrained"], level)
         steps.append((reached, steps_to_reach(curves["from scratch"], level)))
-    cells = [
-        f"{mean(v):.4f}" + (f" ± {stdev(v):.4f}" if len(v) > 1 else "") for v in best.values()
-    ]
+    cells = [f"{mean(v):.4f}" + (f" ± {stdev(v):.4f}" if len(v) > 1 else "") for v in best.values()]
     gain = mean(best["pretrained"]) / mean(best["from scratch"]) - 1
     fewer = "never" if any(s is None for s, _ in steps) else f"{mean(s for s, _ in steps):.0f}"
     others = f"{mean(s for _, s in steps):.0f}"
