@@ -1,6 +1,7 @@
 """implicitrec: recommenders from behaviour logs, the Hugging Face way."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adapters import add_lora, freeze_body, merge_lora
 from .arguments import parse_arguments
@@ -15,6 +16,7 @@ from .baselines import (
     fit_baselines,
 )
 from .catalogue_implicitrec import nearest_items
+from .body_implicitrec import ImplicitRecModel
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .cold_items import (
@@ -27,6 +29,7 @@ from .cold_items import (
 )
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
+from .data_sharing import pseudonymise, push_sequences
 from .encoding import (
     cooccurrence_table,
     ease_table,
@@ -45,6 +48,8 @@ from .event_profile import EventProfile, Histogram, profile_events, weight_histo
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .history_lengths import evaluate_by_history_length
+from .explanation import Explanation, explain
+from .export import OnnxScorer, export_onnx
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
 from .joined_logs import JoinedLogs, join_logs
@@ -62,20 +67,21 @@ from .metrics import (
     precision_at_k,
     recall_at_k,
 )
-from .modeling_implicitrec import (
-    ImplicitRecForScoring,
-    ImplicitRecModel,
-    ImplicitRecPreTrainedModel,
-    ImplicitRecScoringOutput,
-)
+from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutput
 from .optimization import RowWiseAdamW, SettleCallback
+from .pipeline_implicitrec import TASK, RecommendationPipeline
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
+from .provenance import RunRecord, read_period
 from .report_page import write_report_page
+from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
+from .sharing import push_checkpoint
 from .source_files import hide_secrets
 from .transfer import TransferReport, match_items, transfer_weights
+from .state_implicitrec import UserState
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -84,6 +90,7 @@ AutoProcessor.register(ImplicitRecConfig, ImplicitRecProcessor)
 ImplicitRecConfig.register_for_auto_class("AutoConfig")
 ImplicitRecForScoring.register_for_auto_class("AutoModel")
 ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline, pt_model=AutoModel)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -110,6 +117,7 @@ __all__ = [
     "EventProfile",
     "EventSchema",
     "Events",
+    "Explanation",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -123,14 +131,19 @@ __all__ = [
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
+    "OnnxScorer",
     "OwnFrequency",
     "Popularity",
     "RandomScores",
     "RecentPopularity",
+    "RecommendationPipeline",
     "RowWiseAdamW",
+    "RunRecord",
     "SameForAll",
+    "SequenceRows",
     "SettleCallback",
     "TransferReport",
+    "UserState",
     "add_lora",
     "append_events",
     "build_sequences",
@@ -145,6 +158,8 @@ __all__ = [
     "evaluate",
     "evaluate_by_history_length",
     "evaluate_cold_items",
+    "explain",
+    "export_onnx",
     "fit_baselines",
     "freeze_body",
     "hide_secrets",
@@ -161,6 +176,10 @@ __all__ = [
     "parse_arguments",
     "positive_events",
     "profile_events",
+    "pseudonymise",
+    "push_checkpoint",
+    "push_sequences",
+    "read_period",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",

@@ -23,6 +23,7 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     JoinedLogs,
+    SequenceRows,
     compute_hit_metrics,
     join_logs,
     load_sequences,
@@ -96,11 +97,12 @@ def build_trainer(training, model: ImplicitRecForScoring, joined: JoinedLogs) ->
         negative_event_type_ids=model.config.negative_event_type_ids or (),
         seed=training.seed,
     )
+    train = joined.splits["train"].filter(lambda size: size > 1, input_columns="length")
     return Trainer(
         model=model,
         args=training,
-        train_dataset=joined.splits["train"].filter(lambda size: size > 1, input_columns="length"),
-        eval_dataset=joined.splits["validation"],
+        train_dataset=SequenceRows(train),
+        eval_dataset=SequenceRows(joined.splits["validation"]),
         data_collator=collator,
         preprocess_logits_for_metrics=reduce_logits_to_hits,
         compute_metrics=compute_hit_metrics,
