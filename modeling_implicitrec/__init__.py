@@ -15,8 +15,8 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
-from .catalogue_implicitrec import nearest_items
 from .body_implicitrec import ImplicitRecModel
+from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .cold_items import (
@@ -47,9 +47,9 @@ from .evaluation import (
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
-from .history_lengths import evaluate_by_history_length
 from .explanation import Explanation, explain
 from .export import OnnxScorer, export_onnx
+from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
 from .joined_logs import JoinedLogs, join_logs
@@ -80,8 +80,8 @@ from .sequences import build_sequences, collapse_repeats, leave_last_out, tempor
 from .shards import load_sequences, save_sequences
 from .sharing import push_checkpoint
 from .source_files import hide_secrets
-from .transfer import TransferReport, match_items, transfer_weights
 from .state_implicitrec import UserState
+from .transfer import TransferReport, match_items, transfer_weights
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)

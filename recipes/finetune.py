@@ -238,8 +238,9 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     batch = training.train_batch_size * training.gradient_accumulation_steps
     best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
     period = read_period(trainer.train_dataset.rows)
-    start = {"started from": args.from_checkpoint, "tuned": args.tune}
-    return (start if args.from_checkpoint else {}) | best | {
+    if args.from_checkpoint:
+        best |= {"started from": args.from_checkpoint, "tuned": args.tune}
+    return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
         "epochs": round(state.epoch or 0, 2),
