@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters import add_lora, freeze_body, merge_lora
 from .arguments import parse_arguments
 from .baselines import (
     ALS,
@@ -16,8 +17,17 @@ from .baselines import (
 )
 from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
+from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
+from .cold_items import (
+    ColdItems,
+    ContentSimilarity,
+    RandomScores,
+    SameForAll,
+    evaluate_cold_items,
+    hold_out_items,
+)
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
@@ -40,7 +50,10 @@ from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .explanation import Explanation, explain
 from .export import OnnxScorer, export_onnx
+from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
+from .item_features import ItemFeatures, encode_texts
+from .joined_logs import JoinedLogs, join_logs
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
@@ -73,6 +86,7 @@ from .sharing import push_checkpoint
 from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
+from .transfer import TransferReport, match_items, transfer_weights
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -101,6 +115,8 @@ __all__ = [
     "Catalogue",
     "CleaningOptions",
     "CleaningReport",
+    "ColdItems",
+    "ContentSimilarity",
     "Cooccurrence",
     "DataCollatorForNextItem",
     "EASE",
@@ -117,25 +133,31 @@ __all__ = [
     "ImplicitRecPreTrainedModel",
     "ImplicitRecProcessor",
     "ImplicitRecScoringOutput",
+    "ItemFeatures",
     "ItemKNN",
+    "JoinedLogs",
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
     "OnnxScorer",
     "OwnFrequency",
     "Popularity",
+    "RandomScores",
     "RecentPopularity",
     "RecommendationPipeline",
     "RowWiseAdamW",
     "RunRecord",
+    "SameForAll",
     "SequenceRows",
     "SettleCallback",
+    "TransferReport",
     "UserState",
     "RankingRules",
     "Retriever",
     "ServingModel",
     "Showcase",
     "Wish",
+    "add_lora",
     "append_events",
     "at_most",
     "build_sequences",
@@ -147,17 +169,26 @@ __all__ = [
     "ease_table",
     "encode_sequences",
     "encode_splits",
+    "encode_texts",
     "evaluate",
+    "evaluate_by_history_length",
+    "evaluate_cold_items",
     "explain",
     "export_onnx",
     "fit_baselines",
     "item_vectors",
     "last_states",
-    "learn_event_weights",
+    "freeze_body",
     "hide_secrets",
+    "hold_out_items",
+    "join_logs",
+    "learn_event_weights",
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "match_items",
+    "merge_lora",
+    "nearest_items",
     "open_events",
     "parse_arguments",
     "pinned",
@@ -176,6 +207,7 @@ __all__ = [
     "table_fingerprint",
     "temporal_split",
     "training_columns",
+    "transfer_weights",
     "user_counts",
     "weight_histograms",
     "write_model_card",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
+from .content_implicitrec import ItemContent
 
 SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
 MEAN_STEP = 0.1  # of the running mean of states towards the batch's
@@ -171,7 +172,7 @@ class StateCentre(nn.Module):
 
     With tied embeddings the mean is a direction along which every rare item is pushed away at the pace
     of the optimiser (Gao et al., 2019, the representation degeneration problem): a second popularity, and
-    a poor one. The mean is over all processes.
+    a poor one. The mean is over all processes. A state of zeros, that of no event, stays as it is.
     """
 
     mean: Tensor
@@ -189,7 +190,7 @@ class StateCentre(nn.Module):
                     torch.distributed.all_reduce(total)
                 if total[-1]:
                     self.mean.lerp_(total[:-1] / total[-1], MEAN_STEP)
-        return states - self.mean.to(states.dtype)
+        return (states - self.mean.to(states.dtype)) * states.ne(0).any(-1, keepdim=True)
 
 
 class ItemHead(nn.Module):
@@ -280,7 +281,7 @@ class ItemHead(nn.Module):
         return background + excitation(prior, background, counts, candidates)
 
 
-ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead)
+ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)
 
 
 def drop_negative(history: dict[str, Tensor], negative: Tensor) -> dict[str, Tensor]:
