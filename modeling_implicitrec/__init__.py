@@ -13,6 +13,7 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .bpr import BPR
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
@@ -46,6 +47,7 @@ from .metrics import (
     ndcg_at_k,
     novelty_at_k,
     paired_accuracy,
+    paired_bootstrap,
     precision_at_k,
     recall_at_k,
 )
@@ -57,6 +59,7 @@ from .modeling_implicitrec import (
 )
 from .optimization import RowWiseAdamW, SettleCallback
 from .processing_implicitrec import ImplicitRecProcessor
+from .ranking import rank_histories
 from .report_page import write_report_page
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
@@ -82,9 +85,11 @@ __all__ = [
     "ndcg_at_k",
     "novelty_at_k",
     "paired_accuracy",
+    "paired_bootstrap",
     "precision_at_k",
     "recall_at_k",
     "ALS",
+    "BPR",
     "CleaningOptions",
     "CleaningReport",
     "Cooccurrence",
@@ -130,6 +135,7 @@ __all__ = [
     "parse_arguments",
     "positive_events",
     "profile_events",
+    "rank_histories",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
