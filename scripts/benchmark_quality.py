@@ -82,7 +82,7 @@ def read_world(args: QualityArguments) -> World:
     rows = load_sequences(data / "sequences")
     processor = ImplicitRecProcessor.from_pretrained(data / "processor")
     train_split = "before_test" if training.get("refit") and "before_test" in rows else "train"
-    folder = args.work_dir / data.name
+    folder = args.work_dir / f"{data.name}_{args.minutes:g}"  # lists of one budget of time
     export_splits(
         rows, folder / "splits", vocab_size=processor.vocab_size, train_split=train_split
     )
