@@ -83,18 +83,14 @@ def read_world(args: QualityArguments) -> World:
     processor = ImplicitRecProcessor.from_pretrained(data / "processor")
     train_split = "before_test" if training.get("refit") and "before_test" in rows else "train"
     folder = args.work_dir / f"{data.name}_{args.minutes:g}"  # lists of one budget of time
-    export_splits(
-        rows, folder / "splits", vocab_size=processor.vocab_size, train_split=train_split
-    )
+    export_splits(rows, folder / "splits", vocab_size=processor.vocab_size, train_split=train_split)
     has_time = "timestamps" in rows["train"].column_names
     names = [*ALWAYS, *(TIMED if has_time else ())]
     told = asked.get("baselines", [])
     given = {one if isinstance(one, str) else next(iter(one)) for one in told}
     baselines = [*told, *(name for name in names if name not in given)]
     protocols = asked.get("protocols", ["new"])
-    return World(
-        data.name, data, folder, rows, processor, train_split, protocols, baselines
-    )
+    return World(data.name, data, folder, rows, processor, train_split, protocols, baselines)
 
 
 def jobs(args: QualityArguments, world: World) -> dict[str, dict]:

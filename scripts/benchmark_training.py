@@ -1,4 +1,5 @@
-"""Speed of training beside RecTools and RecBole: `python scripts/benchmark_training.py --data_dir data/beauty`.
+"""Speed of training beside RecTools and RecBole: `python scripts/benchmark_training.py --data_dir
+data/beauty`.
 
 Equal logs, sizes and losses; the libraries take turns, each run in a process of its own whose peak memory
 the operating system counts. Ours goes through Trainer, with weights and times. A last run of ours is
@@ -251,7 +252,9 @@ def main() -> None:
     report = {
         "command": "python scripts/benchmark_training.py " + " ".join(sys.argv[1:]),
         "machine": machine(args.threads),
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(args).items()},
+        "settings": {
+            name: str(v) if isinstance(v, Path) else v for name, v in asdict(args).items()
+        },
         "versions": versions,
         "results": results,
     }

@@ -68,9 +68,11 @@ def score_lists(
     if len(ranked) != len(rows):
         raise ValueError(f"expected a list for each of {len(rows)} rows, got {len(ranked)}")
     hits, sizes = [], []
-    histories, targets = (rows[name] for name in ("input_ids", "target_ids")) if isinstance(
-        rows, Dataset
-    ) else ([row[name] for row in rows] for name in ("input_ids", "target_ids"))
+    histories, targets = (
+        (rows[name] for name in ("input_ids", "target_ids"))
+        if isinstance(rows, Dataset)
+        else ([row[name] for row in rows] for name in ("input_ids", "target_ids"))
+    )
     for place, (history, wanted, found) in enumerate(zip(histories, targets, ranked[:, :k])):
         shown = found[found > 0]
         if len(np.unique(shown)) < len(shown):

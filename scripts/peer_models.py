@@ -1,8 +1,8 @@
 """Which models the benchmark of quality trains, and where their settings come from.
 
-`AUTHORS` are settings that the authors of each library published for the log that comes nearest: of
-five-core shops (a short history, many items) or of films (a long one, few). Every model has the budget of time in
-place of their number of epochs.
+Settings are those that the authors of each library published for the log that comes nearest: a five-core
+shop (short histories, many items) or films (long ones, few). The budget of time takes the place of their
+number of epochs.
 """
 
 LIGR = "rectools.models.nn.transformers.ligr.LiGRLayers"

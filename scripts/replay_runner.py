@@ -66,9 +66,7 @@ def main() -> None:
     )
     schema = TensorSchema(feature)
     run.start()
-    model = SasRec(
-        schema, **settings, optimizer_factory=FatOptimizerFactory(learning_rate=rate)
-    )
+    model = SasRec(schema, **settings, optimizer_factory=FatOptimizerFactory(learning_rate=rate))
     marks = Marks(run, model, settings["max_seq_len"], tokens)
     rows = pd.DataFrame({"user": range(len(run.train)), ITEMS: [marks.inner[r] for r in run.train]})
     sequences = PandasSequentialDataset(schema, "user", ITEMS, rows)

@@ -37,9 +37,13 @@ def splits() -> DatasetDict:
     for user in range(40):
         history = generator.choice(np.arange(1, VOCAB - 5), 6, replace=user % 2 == 0).tolist()
         targets = generator.choice(np.arange(1, VOCAB), 2, replace=False).tolist()
-        rows.append({"input_ids": history, "target_ids": [targets[0], -1 if user % 3 else history[0]]})
+        rows.append(
+            {"input_ids": history, "target_ids": [targets[0], -1 if user % 3 else history[0]]}
+        )
     rows[3]["input_ids"] = [VOCAB - 1]  # nobody's training item
-    train = Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows if len(row["input_ids"]) > 1])
+    train = Dataset.from_list(
+        [{"input_ids": row["input_ids"]} for row in rows if len(row["input_ids"]) > 1]
+    )
     for row in rows:
         row["target_ids"] = list(dict.fromkeys(row["target_ids"]))
     held = Dataset.from_list(rows)
@@ -83,9 +87,7 @@ def test_lists_are_scored_as_the_package_and_ranx_do(splits, protocol, seen):
         }
         for i in kept
     }
-    lists = {
-        str(i): {str(t): 10.0 - j for j, t in enumerate(ranked[i]) if t > 0} for i in kept
-    }
+    lists = {str(i): {str(t): 10.0 - j for j, t in enumerate(ranked[i]) if t > 0} for i in kept}
     told = evaluate(Qrels(wanted), RanxRun(lists), ["ndcg@10", "hit_rate@10", "recall@10"])
     for name, value in told.items():
         assert found[name].mean() == pytest.approx(value, abs=1e-6), name
