@@ -23,7 +23,7 @@ demo: $(STAMP) ## a year of purchases: prepare, train, compare, recommend
 	$(PY) recipes/recommend.py recipes/$(LOG)/recommend.yaml
 
 test: $(STAMP) ## run the tests, without network
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
 
 check: $(STAMP) ## lint, formatting and types
 	$(PY) -m ruff check .

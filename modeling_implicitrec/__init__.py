@@ -1,6 +1,7 @@
 """implicitrec: recommenders from behaviour logs, the Hugging Face way."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .arguments import parse_arguments
 from .baselines import (
@@ -13,11 +14,13 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
+from .data_sharing import pseudonymise, push_sequences
 from .encoding import (
     cooccurrence_table,
     ease_table,
@@ -35,6 +38,8 @@ from .evaluation import (
 from .event_profile import EventProfile, Histogram, profile_events, weight_histograms
 from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
+from .explanation import Explanation, explain
+from .export import OnnxScorer, export_onnx
 from .hub import save_checkpoint, write_model_card
 from .matrices import positive_events, user_counts
 from .metrics import (
@@ -51,20 +56,21 @@ from .metrics import (
     precision_at_k,
     recall_at_k,
 )
-from .modeling_implicitrec import (
-    ImplicitRecForScoring,
-    ImplicitRecModel,
-    ImplicitRecPreTrainedModel,
-    ImplicitRecScoringOutput,
-)
+from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutput
 from .optimization import RowWiseAdamW, SettleCallback
+from .pipeline_implicitrec import TASK, RecommendationPipeline
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
+from .provenance import RunRecord, read_period
 from .ranking import rank_histories
 from .report_page import write_report_page
+from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .shards import load_sequences, save_sequences
+from .sharing import push_checkpoint
 from .source_files import hide_secrets
+from .state_implicitrec import UserState
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -73,6 +79,7 @@ AutoProcessor.register(ImplicitRecConfig, ImplicitRecProcessor)
 ImplicitRecConfig.register_for_auto_class("AutoConfig")
 ImplicitRecForScoring.register_for_auto_class("AutoModel")
 ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline, pt_model=AutoModel)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -99,6 +106,7 @@ __all__ = [
     "EventProfile",
     "EventSchema",
     "Events",
+    "Explanation",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -110,11 +118,16 @@ __all__ = [
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
+    "OnnxScorer",
     "OwnFrequency",
     "Popularity",
     "RecentPopularity",
+    "RecommendationPipeline",
     "RowWiseAdamW",
+    "RunRecord",
+    "SequenceRows",
     "SettleCallback",
+    "UserState",
     "append_events",
     "build_sequences",
     "collapse_repeats",
@@ -125,6 +138,8 @@ __all__ = [
     "encode_sequences",
     "encode_splits",
     "evaluate",
+    "explain",
+    "export_onnx",
     "fit_baselines",
     "learn_event_weights",
     "hide_secrets",
@@ -135,7 +150,11 @@ __all__ = [
     "parse_arguments",
     "positive_events",
     "profile_events",
+    "pseudonymise",
+    "push_checkpoint",
+    "push_sequences",
     "rank_histories",
+    "read_period",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",

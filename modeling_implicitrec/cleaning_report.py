@@ -60,5 +60,3 @@ class CleaningReport:
         cells = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows]
         left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
         return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells)
-
-

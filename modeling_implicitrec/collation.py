@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .next_items import Events, draw_next
 from .weights_implicitrec import collapse
 
 INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
-FLOATS = ("input_weights",)
+FLOATS = ("input_weights", "label_weights")
 
 
 def pad_rows(
@@ -87,30 +88,33 @@ class DataCollatorForNextItem:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        parts = [self._row(row) for row in rows]
+        training = "target_ids" not in rows[0]
+        if training and not self.target_window:
+            batch = self._with_labels(rows)
+        else:
+            batch = self._padded([self._row(row) for row in rows])
+        batch["attention_mask"] = (batch["input_ids"] > 0).long()
+        if self.num_folds and training:
+            batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
+        return batch
+
+    def _padded(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         batch = {
             name: pad_rows([p[name] for p in parts], torch.float if name in FLOATS else torch.long)
             for name in INPUTS
             if name in parts[0]
         }
-        batch["attention_mask"] = (batch["input_ids"] > 0).long()
-        for name in ("target_ids", "labels", "negative_labels"):
-            if name in parts[0]:
-                batch[name] = pad_rows([part[name] for part in parts], torch.long, -100)
-        if "label_weights" in parts[0]:
-            batch["label_weights"] = pad_rows([p["label_weights"] for p in parts], torch.float)
-        if self.num_folds and "target_ids" not in rows[0]:
-            batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
+        batch["target_ids"] = pad_rows([part["target_ids"] for part in parts], torch.long, -100)
         return batch
 
-    def _row(self, row: Mapping[str, list]) -> dict[str, np.ndarray]:
+    def _row(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         part = {name: np.asarray(row[name]) for name in INPUTS if name in row}
         if "target_ids" in row:
             return self._latest(part) | {"target_ids": np.asarray(row["target_ids"])}
-        generator = np.random.default_rng((self.seed, self.epoch, row.get("row", 0)))
-        if self.target_window:
-            return self._with_targets(part, generator)
-        return self._with_labels(part, generator)
+        return self._with_targets(part, self._generator(row))
+
+    def _generator(self, row: Mapping[str, Any]) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, row.get("row", 0)))
 
     def _latest(self, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.collapse_repeats:
@@ -133,25 +137,49 @@ class DataCollatorForNextItem:
         history = {name: values[:cut] for name, values in part.items()}
         return self._latest(history) | {"target_ids": targets}
 
-    def _with_labels(
-        self, part: dict[str, np.ndarray], generator: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        wanted = self._positive(part)
-        labels, evidence = self._labels(part, wanted, generator)
+    def _with_labels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Events and their labels, a part of at most `max_length` of each row."""
+        events = Events.of(rows, [name for name in INPUTS if name in rows[0]])
+        columns, row = dict(events.columns), events.row
+        wanted = self._positive(columns)
+        choices = [wanted, ~wanted] if self.negative_labels else [wanted]
+        chances, starts = self._draw(rows, events, choices)
+        labels, evidence = draw_next(events, wanted, chances[0], self.label_horizon)
+        if self.moment_ends_only:
+            moments = events.moments(self.label_horizon)
+            labels[:-1][moments[1:] == moments[:-1]] = -100
         if self.negative_labels:
-            drawn, _ = self._labels(part, ~wanted, generator)
+            drawn, _ = draw_next(events, ~wanted, chances[1], self.label_horizon)
             told = (labels != -100) & (drawn != labels)
-            part["negative_labels"] = np.where(told, drawn, -100)
-        part["labels"] = labels
+            columns["negative_labels"] = np.where(told, drawn, -100)
+        columns["labels"] = labels
         if self.label_weight_power:
-            part["label_weights"] = evidence.astype(np.float32) ** self.label_weight_power
-        size, start = len(part["labels"]), 0
-        if size > self.max_length + 1:
-            start = int(generator.integers(0, size - self.max_length))
-        part = {name: values[start : start + self.max_length] for name, values in part.items()}
-        labelled = np.flatnonzero(part["labels"] != -100)
-        end = labelled[-1] + 1 if len(labelled) else 1  # nothing is learnt from what comes after
-        return {name: values[:end] for name, values in part.items()}
+            columns["label_weights"] = evidence.astype(np.float32) ** self.label_weight_power
+        place = events.place - starts[row]
+        labelled = (place >= 0) & (place < self.max_length) & (labels != -100)
+        ends = np.ones(len(rows), dtype=np.int64)  # nothing is learnt from what comes after
+        np.maximum.at(ends, row[labelled], place[labelled] + 1)
+        kept = (place >= 0) & (place < ends[row])
+        at = (row[kept], place[kept])
+        return {
+            name: _scatter(values[kept], at, (len(rows), int(ends.max())), name)
+            for name, values in columns.items()
+        }
+
+    def _draw(
+        self, rows: Sequence[Mapping[str, Any]], events: Events, choices: Sequence[np.ndarray]
+    ) -> tuple[list, np.ndarray]:
+        """For each mask of choices a chance of every event, and where each row is cut."""
+        some = [np.bincount(events.row[mask], minlength=len(rows)) > 0 for mask in choices]
+        chances: list[list] = [[] for _mask in choices]
+        starts = np.zeros(len(rows), dtype=np.int64)
+        for place, (row, size) in enumerate(zip(rows, events.sizes)):
+            generator = self._generator(row)
+            for drawn, has in zip(chances, some):
+                drawn.append(generator.random(size) if has[place] else np.zeros(size))
+            if size > self.max_length + 1:
+                starts[place] = generator.integers(0, size - self.max_length)
+        return [np.concatenate(drawn) for drawn in chances], starts
 
     def _positive(self, part: dict[str, np.ndarray]) -> np.ndarray:
         """Which events may be a label or target."""
@@ -161,27 +189,15 @@ class DataCollatorForNextItem:
             raise ValueError("negative_event_type_ids need event_type_ids in the rows, got none")
         return ~np.isin(part["event_type_ids"], self.negative_event_type_ids)
 
-    def _labels(
-        self, part: dict[str, np.ndarray], wanted: np.ndarray, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Each event's label and its weight: a wanted event of the following moment or horizon, or -100."""
-        size = len(part["input_ids"])
-        times = part.get("timestamps", np.arange(size))
-        tokens, moments = part["input_ids"][wanted], times[wanted]
-        if not len(tokens):
-            return np.full(size, -100), np.zeros(size)
-        last = len(tokens) - 1
-        first = np.searchsorted(moments, times, side="right")  # the first event of the next moment
-        if self.label_horizon > 0:
-            end = np.searchsorted(moments, times + self.label_horizon, side="right")
-        else:
-            end = np.searchsorted(moments, moments[np.minimum(first, last)], side="right")
-        drawn = first + (generator.random(size) * (end - first)).astype(np.int64)
-        drawn = np.minimum(drawn, last)
-        labels = np.where(end > first, tokens[drawn], -100)
-        if self.moment_ends_only:
-            labels[:-1][times[1:] == times[:-1]] = -100
-        return labels, part["input_weights"][wanted][drawn]
+
+def _scatter(
+    values: np.ndarray, at: tuple[np.ndarray, np.ndarray], shape: tuple[int, int], name: str
+) -> torch.Tensor:
+    """Values at their places of a table that is empty elsewhere."""
+    empty = -100 if name in ("labels", "negative_labels") else 0
+    table = np.full(shape, empty, dtype=np.float32 if name in FLOATS else np.int64)
+    table[at] = values
+    return torch.from_numpy(table)
 
 
 class EpochCallback(TrainerCallback):

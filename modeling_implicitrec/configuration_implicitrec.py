@@ -6,10 +6,27 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .pipeline_implicitrec import TASK, RecommendationPipeline
+
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
 LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
 HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation"}
 HUB_KEYS |= {"name_or_path", "use_cache"}  # written by loading and by Trainer
+AUTO_MAP = {
+    "AutoConfig": "configuration_implicitrec.ImplicitRecConfig",
+    "AutoModel": "modeling_implicitrec.ImplicitRecForScoring",
+    "AutoProcessor": "processing_implicitrec.ImplicitRecProcessor",
+}
+# A configuration is read before its weights, and may come from anybody: what it builds has a bound.
+MAX_SIZES = {"num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18}
+MAX_SIZES |= {"vocab_size": 2**31, "num_event_types": 2**20, "num_platforms": 2**20}
+MAX_SIZES |= {"num_time_buckets": 2**16, "num_weight_bins": 2**16, "num_cooccurrences": 2**16}
+
+
+def _pipelines() -> dict[str, dict]:
+    """Made anew each time, since `pipeline()` changes what it reads."""
+    name = RecommendationPipeline.__name__
+    return {TASK: {"impl": f"pipeline_implicitrec.{name}", "pt": ["AutoModel"]}}
 
 
 @strict
@@ -112,6 +129,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     vocabulary_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("custom_pipelines", None)  # always the property
         known = {f.name for f in fields(PreTrainedConfig)} | HUB_KEYS
         unknown = sorted(k for k in kwargs if k not in known and not k.startswith("_"))
         if unknown:
@@ -120,6 +138,18 @@ class ImplicitRecConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_sizes()
         self._check_evidence()
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """What `pipeline()` is to take from a checkpoint; the package registers its task itself."""
+        return _pipelines() if __name__.startswith("transformers_modules.") else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON, with all that a checkpoint's own code is found by."""
+        auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})
+        # Loading from the Hub puts the repository's name before each class: a copy has its own code.
+        auto_map = {name: classes.rsplit("--", 1)[-1] for name, classes in auto_map.items()}
+        return super().to_dict() | {"auto_map": auto_map, "custom_pipelines": _pipelines()}
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""
@@ -139,6 +169,9 @@ class ImplicitRecConfig(PreTrainedConfig):
         for name in (*shares, "in_batch_share", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name, limit in MAX_SIZES.items():
+            if getattr(self, name) > limit:
+                raise ValueError(f"{name} must be at most {limit:,}, got {getattr(self, name):,}")
         if self.vocab_size < 2:
             raise ValueError(
                 f"vocab_size counts padding and items: at least 2, got {self.vocab_size}"

@@ -65,6 +65,28 @@ class EvaluationResult:
             "num_users": self.num_users,
         }
 
+    def by_group(self, groups: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Means over the users of each group, as [`~EvaluationResult.to_dict`] has those of all.
+
+        Args:
+            groups: `[num_users]` name of each user's group, in the order of `user_rows`.
+
+        Raises:
+            ValueError: for another number of names.
+        """
+        if len(groups) != self.num_users:
+            raise ValueError(f"expected a group for {self.num_users} users, got {len(groups)}")
+        found = {}
+        for name in dict.fromkeys(sorted(groups.tolist())):
+            values = {key: column[groups == name] for key, column in self.per_user.items()}
+            bounds = {key: confidence_interval(column) for key, column in values.items()}
+            found[name] = {
+                "metrics": {key: bound[0] for key, bound in bounds.items()},
+                "intervals": {key: list(bound[1:]) for key, bound in bounds.items()},
+                "num_users": int((groups == name).sum()),
+            }
+        return found
+
 
 def evaluate(
     scorer: Scorer,

@@ -18,8 +18,19 @@ def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
     They are read off the bits of the float: the exponent and the first bit of the mantissa. No gap
     and a negative one are in bucket 0, all that are too long in the last.
     """
-    bits = (1 + gaps.clamp_min(0).float()).view(torch.int32)
+    values = 1 + gaps.clamp_min(0).float()
+    if torch.compiler.is_compiling():
+        return portable_buckets(values).clamp_max(num_buckets - 1)
+    bits = values.view(torch.int32)
     return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
+
+
+def portable_buckets(values: Tensor) -> Tensor:
+    """The buckets of numbers from 1 on without looking at their bits, for formats that cannot."""
+    powers = 2.0 ** torch.arange(66, device=values.device)  # exact, as are the comparisons
+    place = values.log2().long().clamp(0, 64)  # rounding may miss it by one
+    place = place - (powers[place] > values).long() + (powers[place + 1] <= values).long()
+    return 2 * place + (1.5 * powers[place] <= values).long()
 
 
 class TimeKernel(nn.Module):
@@ -97,7 +108,10 @@ class CooccurrencePrior(nn.Module):
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, both `[positions, context * neighbours]`."""
         ids, columns = history["input_ids"], history["columns"]
-        gaps = torch.arange(min(self.context, ids.shape[1]), device=ids.device)
+        # An exported model has one way for all lengths; what is not there counts nothing.
+        every = torch.compiler.is_compiling()
+        gaps = torch.arange(self.context if every else min(self.context, ids.shape[1]))
+        gaps = gaps.to(ids.device)
         at = columns[:, None] - gaps
         place = at.clamp_min(0)
         present = (at >= 0) & (history["weights"].gather(1, place) > 0)
@@ -206,7 +220,7 @@ class ItemHead(nn.Module):
             history: see [`gather_history`].
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
-        scores = self._background(len(hidden), table, candidate_ids)
+        scores = self._background(hidden.shape[0], table, candidate_ids)
         if self.cooccurrence is not None:
             scores = self._excite(scores, self.cooccurrence, history, candidate_ids)
         if candidate_ids is not None and candidate_ids.dim() == 2:
@@ -243,16 +257,16 @@ class ItemHead(nn.Module):
         """Add a prior's part; where the sources are few, to the items that they name only."""
         source, values = prior(history)  # [positions, sources]
         if candidate_ids is None:
-            empty = values.new_zeros(len(source), self.vocab_size)
+            empty = values.new_zeros(source.shape[0], self.vocab_size)
             counts = empty.scatter_add(1, source, values)
-            if source.shape[1] >= self.vocab_size:
+            if not torch.compiler.is_compiling() and source.shape[1] >= self.vocab_size:
                 every = torch.arange(self.vocab_size, device=source.device)
                 return background + excitation(prior, background, counts, every)
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
             counts = counts.gather(1, source)
             added = excitation(prior, background.gather(1, source), counts, source)
             return background.scatter_add(1, source, added / times)
-        candidates = candidate_ids.expand(len(source), -1)
+        candidates = candidate_ids.expand(source.shape[0], -1)
         counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
         return background + excitation(prior, background, counts, candidates)
 
@@ -262,13 +276,18 @@ ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead
 
 def drop_negative(history: dict[str, Tensor], negative: Tensor) -> dict[str, Tensor]:
     """The history at each position without its negative events, `negative` being `[positions, length]`."""
-    order = torch.argsort(negative.int(), dim=1, stable=True)  # the others first, in their order
-    last = (~negative).cumsum(1).gather(1, history["columns"][:, None])[:, 0] - 1
-    weights = history["weights"] * ~negative
-    kept = {"columns": last, "weights": weights.gather(1, order)}
-    kept["input_ids"] = history["input_ids"].gather(1, order)
+    length = negative.shape[1]
+    order = (~negative).cumsum(1)
+    place = torch.where(negative, length, order - 1)  # negative ones share one behind the last
+
+    def front(values: Tensor) -> Tensor:
+        empty = values.new_zeros(values.shape[0], length + 1)
+        return empty.scatter(1, place, values)[:, :length]
+
+    kept = {name: front(history[name]) for name in ("input_ids", "weights")}
+    kept["columns"] = order.gather(1, history["columns"][:, None])[:, 0] - 1
     if "timestamps" in history:
-        kept["timestamps"] = history["timestamps"].gather(1, order)
+        kept["timestamps"] = front(history["timestamps"])
     return history | kept
 
 

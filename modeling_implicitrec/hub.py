@@ -110,9 +110,11 @@ def write_model_card(
         model: for its configuration and size.
         processor: for the catalogue and the example, which uses its most frequent items.
         results: of the test part: by protocol (`"all"`, `"new"`, `"repeated"`), then by scorer,
-            `EvaluationResult.to_dict()`. The first scorer is the model, the others baselines.
+            `EvaluationResult.to_dict()`. The first scorer is the model, the others baselines; its
+            `"groups"`, where it has them, are what `EvaluationResult.by_group` gives.
         data_report: `CleaningReport.to_dict()`.
-        training: settings really used by name; `"users"` is the number of users trained on.
+        training: settings really used by name; `"users"` is the number of users trained on, `"period"`
+            the first and the last day of their events.
         license: of the weights, by its Hub identifier.
 
     Returns:
@@ -133,8 +135,8 @@ def write_model_card(
         model_name=name,
         eval_results=_eval_results(results) or None,
     )
-    settings = dict(training or {})
-    users = settings.pop("users", None)
+    settings = {name: NOT_MEASURED if x is None else x for name, x in (training or {}).items()}
+    about = {name: settings.pop(name, NOT_MEASURED) for name in ("users", "period")}
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -144,10 +146,11 @@ def write_model_card(
         histories=_example_histories(processor),
         exclude_seen="all" not in results,
         not_measured=NOT_MEASURED,
-        data=_data_rows(processor, data_report, users),
+        data=_data_rows(processor, data_report, about),
         notes=_table(("note", "value"), _named((data_report or {}).get("notes", {}))),
         accuracy=_protocol_tables(results, of_lists=False),
         lists=_protocol_tables(results, of_lists=True),
+        groups=_group_tables(results),
         training=_table(("setting", "value"), _named(settings)),
     )
     return _write_text(target, card.content)
@@ -198,7 +201,9 @@ def _example_histories(processor: ImplicitRecProcessor) -> str:
 
 
 def _data_rows(
-    processor: ImplicitRecProcessor, data_report: Mapping[str, Any] | None, users: int | None
+    processor: ImplicitRecProcessor,
+    data_report: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
 ) -> str:
     """The table of what the model was trained on."""
     rows: list[tuple[str, Any]] = []
@@ -210,7 +215,11 @@ def _data_rows(
         rows += [(f"dropped: {reason}", count) for reason, count in report.dropped.items()]
         rows += [("events kept", report.rows_out)]
     rows += [("events that vocabulary and weights are fitted on", int(processor.item_counts.sum()))]
-    rows += [("users trained on", NOT_MEASURED if users is None else users)]
+    period = about["period"]
+    rows += [
+        ("days of the training events", period if isinstance(period, str) else " to ".join(period))
+    ]
+    rows += [("users trained on", about["users"])]
     rows += [("items", processor.vocab_size - 1)]
     rows += [("event types", ", ".join(map(str, processor.event_types)) or "none told apart")]
     if processor.platforms:
@@ -238,6 +247,20 @@ def _protocol_tables(
                 "table": _table(("metric", *map(_escape, scorers)), rows),
             }
         )
+    return tables
+
+
+def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Of each protocol the model's metrics for groups of users: a row a metric, a column a group."""
+    tables = []
+    for protocol, scorers in results.items():
+        groups = next(iter(scorers.values())).get("groups", {})
+        keys = dict.fromkeys(key for group in groups.values() for key in group["metrics"])
+        rows = [("users", *(f"{group['num_users']:,}" for group in groups.values()))]
+        rows += [(_escape(key), *(_measured(g, key) for g in groups.values())) for key in keys]
+        if groups:
+            table = _table(("history", *map(_escape, groups)), rows)
+            tables.append({"title": PROTOCOLS[protocol], "table": table})
     return tables
 
 

@@ -9,6 +9,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import SCALAR_STEP, log_buckets
 
+EVERY = slice(None)
+Memory = tuple[Tensor, ...]
+
 
 def event_weights(
     config: ImplicitRecConfig,
@@ -40,12 +43,17 @@ def event_weights(
     return weights * present
 
 
+def last_events(weights: Tensor) -> Tensor:
+    """Place of each row's last event, `[batch]`; 0 where there is none."""
+    return ((weights > 0) * torch.arange(weights.shape[1], device=weights.device)).argmax(1)
+
+
 def negative_events(config: ImplicitRecConfig, event_type_ids: Tensor | None) -> Tensor | None:
     """Which events are evidence against their item, `[batch, length]`; `None` where there can be none."""
     if not config.negative_event_type_ids or event_type_ids is None:
         return None
     types = torch.tensor(config.negative_event_type_ids, device=event_type_ids.device)
-    return torch.isin(event_type_ids, types)
+    return (event_type_ids.unsqueeze(-1) == types).any(-1)
 
 
 class ImplicitRecRMSNorm(nn.Module):
@@ -102,16 +110,17 @@ class GapEmbedding(nn.Module):
         self.event_bins = nn.Parameter(torch.zeros(shape))
         self.item_bins = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, input_ids: Tensor, timestamps: Tensor, present: Tensor) -> Tensor:
-        """`[batch, length, hidden_size]`, from `[batch, length]` each; absent events are passed over."""
-        length = input_ids.shape[1]
-        places = torch.arange(length, device=input_ids.device)
-        earlier = present[:, None, :] & (places[:, None] > places)  # [batch, length, length]
-        same = earlier & (input_ids[:, :, None] == input_ids[:, None, :])
+    def forward(
+        self, input_ids: Tensor, timestamps: Tensor, present: Tensor, new: slice = EVERY
+    ) -> Tensor:
+        """`[batch, new, hidden_size]`, from `[batch, length]` each; absent events are passed over."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        earlier = present[:, None, :] & (places[new, None] > places)  # [batch, new, length]
+        same = earlier & (input_ids[:, new, None] == input_ids[:, None, :])
         embedded = torch.zeros((), device=input_ids.device)
         for bins, sources in ((self.event_bins, earlier), (self.item_bins, same)):
-            previous = torch.where(sources, places, -1).amax(2)  # [batch, length]
-            gaps = timestamps - timestamps.gather(1, previous.clamp_min(0))
+            previous = torch.where(sources, places, -1).amax(2)  # [batch, new]
+            gaps = timestamps[:, new] - timestamps.gather(1, previous.clamp_min(0))
             place = (1 + gaps.clamp_min(0).float()).log2().clamp_max(len(bins) - 1)
             embedded = embedded + interpolate(bins, place) * (previous >= 0).unsqueeze(-1)
         return embedded
@@ -164,24 +173,25 @@ class EvidenceBias(nn.Module):
         self.time = nn.Embedding(2 * config.num_time_buckets, heads)
         self.beta = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, weights: Tensor, timestamps: Tensor | None) -> Tensor:
-        """`[batch, heads, length, length]`; the lowest number where a query may not look."""
+    def forward(self, weights: Tensor, timestamps: Tensor | None, new: slice = EVERY) -> Tensor:
+        """`[batch, heads, new, length]`; the lowest number where a query may not look."""
         present = weights > 0
         order = present.cumsum(1, dtype=torch.int32) - 1  # absent events take no place
-        distance = order[:, :, None] - order[:, None, :]
+        distance = order[:, new, None] - order[:, None, :]
         distance = distance.clamp(0, self.position.num_embeddings - 1)
-        bias = BucketLookup.apply(self.position.weight, distance)  # [heads, batch, length, length]
+        bias = BucketLookup.apply(self.position.weight, distance)  # [heads, batch, new, length]
         if timestamps is not None:
-            since = (timestamps - timestamps.amax(1, keepdim=True)).float()  # exact where recent
-            gaps = since[:, :, None] - since[:, None, :]
+            # Whole seconds, so that a gap is the same whatever comes later; within 68 years.
+            since = timestamps - timestamps.amax(1, keepdim=True)
+            since = since.clamp_min(1 - 2**31).int()
+            gaps = since[:, new, None] - since[:, None, :]
             buckets = log_buckets(gaps, self.time.num_embeddings)
             bias = bias + BucketLookup.apply(self.time.weight, buckets)
         log_weight = weights.clamp_min(1e-9).log()[:, None, None, :]
         beta = (1 + SCALAR_STEP * self.beta)[None, :, None, None]
         bias = bias.transpose(0, 1) + beta * log_weight
-        length = weights.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=weights.device).tril()
-        allowed = causal & present[:, None, None, :]
+        places = torch.arange(weights.shape[1], device=weights.device)
+        allowed = (places[new, None] >= places) & present[:, None, None, :]
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
 
 
@@ -214,10 +224,14 @@ class AttentionMixer(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.is_causal = False
 
-    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, present: Tensor, bias: Tensor, memory: Memory = ()
+    ) -> tuple[Tensor, Memory]:
         batch, length, size = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, length, head_size]
+        if memory:
+            key, value = torch.cat([memory[0], key], dim=2), torch.cat([memory[1], value], dim=2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -225,22 +239,38 @@ class AttentionMixer(nn.Module):
         mixed, _ = attend(
             self, query, key, value, bias, scaling=self.head_size**-0.5, dropout=dropout
         )
-        return self.o_proj(mixed.reshape(batch, length, size))
+        return self.o_proj(mixed.reshape(batch, length, size)), (key, value)
+
+
+def pass_over(hidden: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of present events moved to the front, and the place of each `[batch, length, size]`."""
+    length, size = hidden.shape[1:]
+    place = torch.where(present, present.cumsum(1) - 1, length)  # absent ones share one at the end
+    place = place.unsqueeze(-1).expand(-1, -1, size)
+    front = F.pad(torch.zeros_like(hidden), (0, 0, 0, 1)).scatter(1, place, hidden)
+    return front[:, :length], place.clamp_max(length - 1)
 
 
 class GRUMixer(nn.Module):
-    """A gated recurrent unit (Hidasi et al., 2016); absent events enter as zeros."""
+    """A gated recurrent unit (Hidasi et al., 2016); absent events are passed over."""
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         self.gru = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
 
-    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
-        return self.gru(hidden * present.unsqueeze(-1))[0]
+    def forward(
+        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+    ) -> tuple[Tensor, Memory]:
+        front, place = pass_over(hidden, present)
+        start = memory[0] if memory else torch.zeros_like(hidden[:, 0])  # [batch, size]
+        mixed = self.gru(front, start[None])[0]
+        reached = torch.cat([start[:, None], mixed], dim=1)  # after no event, one, ...
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        return mixed.gather(1, place), (reached[rows, present.sum(1)],)
 
 
 class ConvolutionMixer(nn.Module):
-    """A causal gated convolution over events; absent events enter as zeros."""
+    """A causal gated convolution over events; absent events are passed over."""
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
@@ -248,10 +278,16 @@ class ConvolutionMixer(nn.Module):
         self.conv = nn.Conv1d(config.hidden_size, 2 * config.hidden_size, self.reach + 1)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
-        channels = (hidden * present.unsqueeze(-1)).transpose(1, 2)
-        mixed = F.glu(self.conv(F.pad(channels, (self.reach, 0))), dim=1)
-        return self.o_proj(mixed.transpose(1, 2))
+    def forward(
+        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+    ) -> tuple[Tensor, Memory]:
+        front, place = pass_over(hidden, present)
+        start = memory[0] if memory else front.new_zeros(front.shape[0], self.reach, front.shape[2])
+        inputs = torch.cat([start, front], dim=1)  # [batch, reach + length, size]
+        mixed = F.glu(self.conv(inputs.transpose(1, 2)), dim=1).transpose(1, 2)
+        last = present.sum(1)[:, None] + torch.arange(self.reach, device=inputs.device)
+        last = last.unsqueeze(-1).expand(-1, -1, inputs.shape[2])
+        return self.o_proj(mixed.gather(1, place)), (inputs.gather(1, last),)
 
 
 MIXERS = {"attention": AttentionMixer, "gru": GRUMixer, "convolution": ConvolutionMixer}
@@ -281,6 +317,10 @@ class ImplicitRecBlock(GradientCheckpointingLayer):
         self.mlp = ImplicitRecMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
-        hidden = hidden + self.dropout(self.mixer(self.mixer_norm(hidden), present, bias))
-        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
+    def forward(
+        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+    ) -> tuple[Tensor, Memory]:
+        """States, and what the mixer keeps: its `memory` of the events before, with the new ones."""
+        mixed, memory = self.mixer(self.mixer_norm(hidden), present, bias, memory)
+        hidden = hidden + self.dropout(mixed)
+        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden))), memory

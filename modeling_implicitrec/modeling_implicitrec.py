@@ -1,27 +1,17 @@
-"""The implicitrec models: a body over weighted events, and the same with a scoring head."""
+"""The implicitrec model: the body with a head that scores items after a history."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .body_implicitrec import ImplicitRecModel
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import ZERO_AT_FIRST, ItemHead, StateCentre, gather_history
-from .layers_implicitrec import (
-    EvidenceBias,
-    GapEmbedding,
-    ImplicitRecBlock,
-    ImplicitRecRMSNorm,
-    PlatformEmbedding,
-    WeightEmbedding,
-    event_weights,
-    negative_events,
-)
+from .head_implicitrec import ItemHead, StateCentre, gather_history
+from .layers_implicitrec import last_events, negative_events
 from .loss_implicitrec import (
     chunked_loss,
     draw_negatives,
@@ -35,106 +25,8 @@ from .loss_implicitrec import (
     softmax_loss,
     targets_loss,
 )
-
-
-class ImplicitRecPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the Hugging Face contract shared by the models."""
-
-    config: ImplicitRecConfig
-    config_class = ImplicitRecConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
-    _supports_sdpa = True
-    _no_split_modules = ["ImplicitRecBlock"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv1d):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            if module.embedding_dim == self.config.hidden_size:
-                init.normal_(module.weight, mean=0.0, std=std)
-            else:
-                init.zeros_(module.weight)
-        elif isinstance(module, ImplicitRecRMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, EvidenceBias):
-            init.zeros_(module.beta)
-        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding, PlatformEmbedding)):
-            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                init.zeros_(parameter)
-        if isinstance(module, WeightEmbedding):
-            init.zeros_(module.bins.weight)
-
-
-class ImplicitRecModel(ImplicitRecPreTrainedModel):
-    """The body: events in, one hidden state per event out."""
-
-    def __init__(self, config: ImplicitRecConfig):
-        super().__init__(config)
-        self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
-        self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
-        self.weight_embedding = WeightEmbedding(config)
-        self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
-        self.platform_embedding = PlatformEmbedding(config) if config.num_platforms > 1 else None
-        attends = config.sequence_mixer == "attention"
-        self.evidence_bias = EvidenceBias(config) if attends else None
-        self.blocks = nn.ModuleList(
-            ImplicitRecBlock(config) for _ in range(config.num_hidden_layers)
-        )
-        self.norm = ImplicitRecRMSNorm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.item_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.item_embedding = value  # type: ignore[assignment]
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        input_weights: Tensor | None = None,
-        event_type_ids: Tensor | None = None,
-        timestamps: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        platform_ids: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutput:
-        """Hidden states `[batch, length, hidden_size]`; zero where there is no event.
-
-        Args:
-            input_ids: `[batch, length]` item tokens, 0 is padding.
-            input_weights: `[batch, length]`, not negative; 0 masks the event. All ones by default.
-            event_type_ids: `[batch, length]`.
-            timestamps: `[batch, length]` seconds.
-            attention_mask: `[batch, length]`, 1 for an event. By default, all but padding.
-            platform_ids: `[batch, length]`, read where `num_platforms` is above 1. All 0 by default.
-        """
-        weights = event_weights(self.config, input_ids, input_weights, attention_mask)
-        present = weights > 0
-        hidden = self.item_embedding(input_ids)  # [batch, length, hidden_size]
-        if self.training and self.config.item_dropout_prob:
-            kept = torch.rand_like(weights) >= self.config.item_dropout_prob
-            hidden = hidden * kept.unsqueeze(-1)
-        hidden = self.weight_embedding(hidden, weights)
-        if self.gap_embedding is not None and timestamps is not None:
-            hidden = hidden + self.gap_embedding(input_ids, timestamps, present)
-        if self.platform_embedding is not None:
-            hidden = hidden + self.platform_embedding(platform_ids)
-        types = torch.zeros_like(input_ids) if event_type_ids is None else event_type_ids
-        hidden = self.dropout(hidden + self.event_type_embedding(types))
-        bias = None
-        if self.evidence_bias is not None:
-            bias = self.evidence_bias(weights, timestamps).to(hidden.dtype)
-        for block in self.blocks:
-            hidden = block(hidden, present, bias)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden) * present.unsqueeze(-1))
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
+from .state_implicitrec import Columns, UserState, event_columns, update_state
 
 
 @dataclass
@@ -145,12 +37,14 @@ class ImplicitRecScoringOutput(ModelOutput):
         loss: scalar, where labels were given.
         logits: `[batch, vocab_size]`, or `[batch, candidates]`: scores of what comes after the last
             event. Absent while training on next-item labels, where it would be thrown away.
-        last_hidden_state: `[batch, length, hidden_size]`.
+        last_hidden_state: `[batch, length, hidden_size]`; absent where there were no new events.
+        cache: the users' state, where one was given or asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    cache: UserState | None = None
 
 
 @dataclass
@@ -189,7 +83,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         self.item_decoder = value
 
     def use_sparse_gradients(self) -> None:
-        """Have sparse gradients in the tables of items, for [`RowWiseAdamW`]; a sampled loss reads few rows.
+        """Have sparse gradients in the tables of items, for [`RowWiseAdamW`]: a sampled loss reads few.
 
         Raises:
             ValueError: for the full softmax, which reads all.
@@ -235,7 +129,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         input_weights: Tensor | None = None,
         event_type_ids: Tensor | None = None,
         timestamps: Tensor | None = None,
@@ -249,11 +143,15 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         negative_labels: Tensor | None = None,
         platform_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        cache: UserState | None = None,
+        use_cache: bool = False,
         return_dict: bool | None = None,
     ) -> ImplicitRecScoringOutput:
         """Scores after the last event, and the loss where labels are given.
 
         Args:
+            input_ids: `[batch, length]`, with the other inputs of [`ImplicitRecModel`]; may be left out
+                where a `cache` holds all events.
             labels: `[batch, length]` item tokens, -100 ignored (next item); or, with
                 `candidate_ids`, `[batch, candidates]` of 0 and 1 (did it happen?).
             label_weights: of the shape of `labels`, not negative.
@@ -267,37 +165,64 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
                 where the configuration has a `negative_event_loss`.
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
                 loss is divided by it in place of the batch's own sum of label weights.
+            cache: the state of the same users, whose events these follow in time.
+            use_cache: also give the state after these events; labels have no place beside it.
         """
+        given: Any
         given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
+        if cache is not None or use_cache or input_ids is None:
+            if labels is not None or target_ids is not None:
+                raise ValueError("expected no labels or target_ids beside a cache")
+            return self._step(given, cache, candidate_ids, query_time)
         hidden = self.model(*given).last_hidden_state
-        batch = {
-            "input_ids": input_ids,
-            "weights": event_weights(self.config, input_ids, input_weights, attention_mask),
-            "timestamps": timestamps,
-            "query_time": query_time if self.config.use_query_time else None,
-            "fold_ids": fold_ids,
-            "negative": negative_events(self.config, event_type_ids),
-            "negative_labels": negative_labels if self.config.negative_event_loss else None,
-        }
-        loss, logits = None, None
-        pointwise = labels is not None and candidate_ids is not None
+        batch = self._prior_inputs(event_columns(self.config, *given), query_time)
+        batch |= {"fold_ids": fold_ids, "negative_labels": negative_labels}
+        loss, logits, pointwise = None, None, candidate_ids is not None
         if labels is not None and not pointwise:
             loss = self._next_item_loss(hidden, batch, labels, label_weights, num_items_in_batch)
-        if pointwise or target_ids is not None or not (self.training and labels is not None):
-            logits = self._last_scores(hidden, batch, candidate_ids)
-        if labels is not None and logits is not None and pointwise:
-            loss = pointwise_loss(logits, labels, label_weights)
-        elif target_ids is not None and logits is not None:
-            loss = targets_loss(logits, target_ids)
+        if pointwise or target_ids is not None or not self.training or labels is None:
+            states = hidden[torch.arange(hidden.shape[0]), last_events(batch["weights"])]
+            logits = self._last_scores(states, batch, candidate_ids)
+            if labels is not None and pointwise:
+                loss = pointwise_loss(logits, labels, label_weights)
+            elif target_ids is not None:
+                loss = targets_loss(logits, target_ids)
         return ImplicitRecScoringOutput(loss=loss, logits=logits, last_hidden_state=hidden)
 
-    def _last_scores(self, hidden: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
-        length = hidden.shape[1]
-        places = torch.arange(length, device=hidden.device)
-        last = ((batch["weights"] > 0) * places).argmax(1)  # [batch]
-        rows = torch.arange(len(hidden), device=hidden.device)
-        history = gather_history(batch, rows, last)
-        states = self.state_centre(hidden[rows, last])
+    def _step(
+        self,
+        given: tuple[Tensor | None, ...],
+        cache: UserState | None,
+        candidate_ids: Tensor | None,
+        query_time: Tensor | None,
+    ) -> ImplicitRecScoringOutput:
+        """Scores of a state after the events given, where there are any."""
+        hidden, state = None, cache
+        if given[0] is not None:
+            body = self.model(*given, cache=state, use_cache=True)
+            hidden, state = body.last_hidden_state, body.cache
+        if state is None:
+            raise ValueError("expected input_ids, a cache, or both; got neither")
+        self.model.check_state(state)
+        batch = self._prior_inputs(state.events, query_time)
+        logits = self._last_scores(state.last_hidden_state, batch, candidate_ids)
+        return ImplicitRecScoringOutput(logits=logits, last_hidden_state=hidden, cache=state)
+
+    def _prior_inputs(self, events: Columns, query_time: Tensor | None) -> dict:
+        """What the priors read, see [`gather_history`]."""
+        return {
+            "input_ids": events["input_ids"],
+            "weights": events["input_weights"],
+            "timestamps": events.get("timestamps"),
+            "query_time": query_time if self.config.use_query_time else None,
+            "fold_ids": None,
+            "negative": negative_events(self.config, events.get("event_type_ids")),
+        }
+
+    def _last_scores(self, states: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
+        rows = torch.arange(states.shape[0], device=states.device)
+        history = gather_history(batch, rows, last_events(batch["weights"]))
+        states = self.state_centre(states)
         scores = self.head(states, self.item_decoder.weight, history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)
@@ -321,11 +246,9 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         else:
             share = (torch.ones_like(rows) if given is None else given) / num_items
         targets = labels[rows, columns]
-        refused = batch["negative_labels"]
+        refused = batch["negative_labels"] if self.config.negative_event_loss else None
         refused = None if refused is None else refused[rows, columns]
-        draws = None
-        if self.config.loss_type != "softmax":
-            draws = draw_negatives(targets, len(self.item_frequency), *self._draws())
+        draws = self._draw_negatives(targets)
         names = [name for name, _ in self.head.named_parameters()]
 
         def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
@@ -351,6 +274,11 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         in_batch = int(self.config.num_negatives * self.config.in_batch_share)
         return self.config.num_negatives - in_batch, in_batch
 
+    def _draw_negatives(self, targets: Tensor) -> Tensor | None:
+        if self.config.loss_type == "softmax":
+            return None
+        return draw_negatives(targets, self.config.vocab_size, *self._draws())
+
     def _position_losses(self, score, targets: Tensor, negatives: Tensor | None) -> Tensor:
         config = self.config
         if negatives is None:
@@ -368,19 +296,61 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         return gbce_loss(positive, others, beta)
 
     @torch.no_grad()
+    def update(
+        self, state: UserState | None = None, *, stride: int | None = None, **events: Tensor
+    ) -> UserState:
+        """The state of users after new events; a step, where nothing that is held has to change.
+
+        A user's events are computed anew where the window is full, where a new event is older than one
+        that is held, and, with `collapse_repeats`, where an item comes again. So `model(**state.events)`
+        always gives the scores of `model(cache=state)`.
+
+        Args:
+            state: of the same users; none for their first events.
+            stride: events that go at once, the oldest ones, when there are more than
+                `max_position_embeddings`: a quarter of these by default, so that the steps in between
+                stay cheap. With 1 a state always holds the latest `max_position_embeddings` events, and
+                every step of a full one computes them all.
+            events: `[batch, length]` inputs of [`ImplicitRecModel`] by name, padded where users have
+                fewer new events.
+
+        Raises:
+            ValueError: for a stride out of range, or what [`ImplicitRecModel`] refuses.
+
+        >>> from modeling_implicitrec import ImplicitRecConfig
+        >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=5)).eval()
+        >>> state = model.update(input_ids=torch.tensor([[3, 1], [2, 0]]))
+        >>> state = model.update(state, input_ids=torch.tensor([[4], [4]]))
+        >>> state.events["input_ids"]
+        tensor([[3, 1, 4],
+                [2, 4, 0]])
+        >>> state.num_events
+        tensor([3, 2])
+        """
+        limit = self.config.max_position_embeddings
+        stride = max(1, limit // 4) if stride is None else stride
+        if not 1 <= stride <= limit:
+            raise ValueError(f"stride must lie in 1..{limit}, got {stride}")
+        training = self.training
+        self.eval()
+        made = update_state(self.model, state, events, stride)
+        self.train(training)
+        return made
+
+    @torch.no_grad()
     def recommend(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         top_k: int = 10,
         exclude_seen: bool = True,
         candidate_ids: Tensor | None = None,
-        **inputs: Tensor,
+        **inputs: Any,
     ) -> ImplicitRecRecommendation:
         """The `top_k` items of each history.
 
         Args:
-            input_ids: `[batch, length]`, with the other inputs of `forward` by name.
+            input_ids: `[batch, length]`, with the other inputs of `forward` by name; or `cache` alone.
             exclude_seen: leave out the items of the history; keep them where people repeat.
             candidate_ids: `[batch, candidates]` the only items to rank.
 
@@ -391,13 +361,15 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         training = self.training
         self.eval()
-        scores = self(input_ids, candidate_ids=candidate_ids, **inputs).logits.float()
+        output = self(input_ids, candidate_ids=candidate_ids, **inputs)
         self.train(training)
+        scores = output.logits.float()
+        history: Any = input_ids if output.cache is None else output.cache.events["input_ids"]
         scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 4, -torch.inf)
         if exclude_seen and candidate_ids is None:
-            scores = scores.scatter(1, input_ids, -torch.inf)
+            scores = scores.scatter(1, history, -torch.inf)
         elif exclude_seen and candidate_ids is not None:
-            seen = (candidate_ids[:, :, None] == input_ids[:, None, :]).any(2)
+            seen = (candidate_ids[:, :, None] == history[:, None, :]).any(2)
             scores = scores.masked_fill(seen, -torch.inf)
         best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)
         tokens = places if candidate_ids is None else candidate_ids.gather(1, places)

@@ -1,6 +1,6 @@
 """AdamW for tables of items: a step costs what the rows that it read cost, not the catalogue."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ class RowWiseAdamW(AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay: as of AdamW.
-        max_grad_norm: largest norm of all gradients together, 0 for no limit; torch's own clipping knows
-            no sparse ones.
 
     >>> table = torch.nn.Embedding(1000, 8, sparse=True)
     >>> optimizer = RowWiseAdamW(table.parameters(), lr=0.1)
@@ -32,47 +30,22 @@ class RowWiseAdamW(AdamW):
     [3, 5]
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        max_grad_norm: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.max_grad_norm = max_grad_norm
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step.
+        """One step; gradients stay as they are.
 
         Raises:
             ValueError: for a closure.
         """
         if closure is not None:
             raise ValueError("RowWiseAdamW takes no closure")
-        parameters = [(p, group) for group in self.param_groups for p in group["params"]]
-        for parameter, _group in parameters:
-            if _is_sparse(parameter):
-                parameter.grad = parameter.grad.coalesce()
-        if self.max_grad_norm:
-            self._clip([p.grad for p, _group in parameters if p.grad is not None])
-        sparse = [(p, p.grad, group) for p, group in parameters if _is_sparse(p)]
+        sparse = [(p, p.grad, g) for g in self.param_groups for p in g["params"] if _is_sparse(p)]
         for parameter, _gradient, _group in sparse:
             parameter.grad = None
         super().step()
         for parameter, gradient, group in sparse:
-            self._step_rows(parameter, gradient, group)
+            self._step_rows(parameter, gradient.coalesce(), group)
             parameter.grad = gradient
-
-    def _clip(self, gradients: list[Tensor]) -> None:
-        values = [g.values() if g.is_sparse else g for g in gradients]
-        norm = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
-        for value in values:
-            value *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
 
     def _step_rows(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table]
@@ -105,6 +78,23 @@ class RowWiseAdamW(AdamW):
             if "decayed" in state:
                 table *= (state["decay"] - state["decayed"]).exp_()[:, None]
                 state["decayed"].fill_(state["decay"])
+
+
+def _vector_norm(
+    gradient: Tensor,
+    ord: float = 2,
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    return torch.linalg.vector_norm(gradient.coalesce().values(), ord, dtype=dtype)
+
+
+# Trainer takes the norm of all gradients, and torch has none of a sparse one.
+_NORMS = torch.library.Library("aten", "IMPL")
+for _kind in ("SparseCPU", "SparseCUDA"):
+    _NORMS.impl("linalg_vector_norm", _vector_norm, _kind)
 
 
 def _is_sparse(parameter: Tensor) -> bool:

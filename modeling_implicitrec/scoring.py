@@ -5,7 +5,20 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .collation import DataCollatorForNextItem
+from .configuration_implicitrec import ImplicitRecConfig
 from .modeling_implicitrec import ImplicitRecForScoring
+
+
+def batch_histories(
+    config: ImplicitRecConfig, rows: Sequence[Mapping[str, list]]
+) -> dict[str, torch.Tensor]:
+    """Encoded rows as the inputs of a model, the latest events of each."""
+    collator = DataCollatorForNextItem(
+        config.max_position_embeddings, collapse_repeats=config.collapse_repeats
+    )
+    batch = collator([{**row, "target_ids": []} for row in rows])
+    del batch["target_ids"]
+    return batch
 
 
 class ModelScorer:
@@ -19,14 +32,10 @@ class ModelScorer:
     def __init__(self, model: ImplicitRecForScoring, name: str = "implicitrec") -> None:
         self.model = model.eval()
         self.name = name
-        self.collator = DataCollatorForNextItem(
-            model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
-        )
 
     @torch.no_grad()
     def score(self, rows: Sequence[Mapping[str, list]]) -> torch.Tensor:
         """`[rows, vocab_size]` float scores."""
-        batch = self.collator([{**row, "target_ids": []} for row in rows])
-        del batch["target_ids"]
+        batch = batch_histories(self.model.config, rows)
         inputs = {name: values.to(self.model.device) for name, values in batch.items()}
         return self.model(**inputs).logits.float().cpu()

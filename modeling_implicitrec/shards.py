@@ -26,17 +26,26 @@ CACHE = ".cache"
 def read_batches(rows: Dataset) -> Iterator[pa.RecordBatch]:
     """The rows as record batches.
 
-    A file that the data set maps is mapped anew, one after the other: what was read does not stay in
-    memory, as the pages of a mapping that lives on do.
+    A file that the data set maps is read anew: what was read does not stay in memory, as the pages of a
+    mapping do.
     """
     if rows._indices is not None:
         for part in rows.with_format("arrow").iter(BATCH_ROWS):
             yield from part.replace_schema_metadata(None).to_batches()
         return
     for block in _blocks(rows.data):
-        if isinstance(block, MemoryMappedTable):
-            block = MemoryMappedTable.from_file(block.path, block.replays)
-        yield from block.table.replace_schema_metadata(None).to_batches()
+        if isinstance(block, MemoryMappedTable) and _is_whole(block):
+            with pa.OSFile(block.path) as file, pa.ipc.open_stream(file) as batches:
+                for batch in batches:
+                    if batch.num_rows:
+                        yield batch.replace_schema_metadata(None)
+        else:
+            yield from block.table.replace_schema_metadata(None).to_batches()
+
+
+def _is_whole(table: MemoryMappedTable) -> bool:
+    """Whether a table is its file, but for what the schema says beside the types."""
+    return all(name == "replace_schema_metadata" for name, *_ in table.replays)
 
 
 def _blocks(table: Table) -> list[Table]:

@@ -1,7 +1,8 @@
 """Score a checkpoint beside baselines: `python recipes/evaluate.py recipes/<log>/evaluate.yaml`.
 
 Full ranking of the catalogue; the table is printed and the numbers are written beside the weights,
-those of the test part also into the model card, `README.md`.
+those of the test part also into the model card, `README.md`; `--push_to_hub true --hub_model_id user/name`
+then pushes checkpoint, numbers and card in one commit.
 """
 
 import json
@@ -21,6 +22,7 @@ from modeling_implicitrec import (
     fit_baselines,
     load_sequences,
     parse_arguments,
+    push_checkpoint,
     results_table,
     write_model_card,
 )
@@ -52,6 +54,8 @@ class EvaluateArguments:
         default=True, metadata={"help": "also a held-out event against an unseen one, pairwise"}
     )
     seed: int = field(default=0, metadata={"help": "of the unseen events drawn"})
+    push_to_hub: bool = field(default=False, metadata={"help": "push the evaluated folder"})
+    hub_model_id: str = field(default="", metadata={"help": "user/name to push to"})
 
 
 def main() -> None:
@@ -75,9 +79,7 @@ def main() -> None:
         print("\ndid it happen? a held-out event against one unseen item\n")
         print(pointwise_table(scorers, rows, processor.item_counts, args.seed))
     if Path(args.model).is_dir():
-        target = Path(args.model) / f"results_{args.split}.json"
-        target.with_suffix(".partial").write_text(json.dumps(results, indent=2))
-        os.replace(target.with_suffix(".partial"), target)
+        write_results(args, results)
         if args.split == "test":
             card = write_model_card(
                 args.model,
@@ -88,6 +90,8 @@ def main() -> None:
                 training={"users": len(train), **training},
             )
             print(f"\nmodel card: {card}")
+        if args.push_to_hub:
+            print(f"pushed to {push_checkpoint(args.model, args.hub_model_id).commit_url}")
 
 
 def full_ranking(
@@ -98,7 +102,7 @@ def full_ranking(
     processor: ImplicitRecProcessor,
 ) -> dict:
     """Print the table of one protocol and return its numbers by scorer."""
-    results = {
+    found = {
         scorer.name: evaluate(
             scorer,
             rows,
@@ -112,8 +116,26 @@ def full_ranking(
     }
     title = {"new": "new items only", "all": "repeats allowed"}[protocol]
     print(f"\n{args.split}, {title}\n")
-    print(results_table(results, [f"{name}@{k}" for k in args.ks for name in SHOWN]), flush=True)
-    return {name: result.to_dict() for name, result in results.items()}
+    print(results_table(found, [f"{name}@{k}" for k in args.ks for name in SHOWN]), flush=True)
+    results = {name: result.to_dict() for name, result in found.items()}
+    model = found[scorers[0].name]
+    lengths = np.asarray(rows["length"])[model.user_rows]
+    results[scorers[0].name]["groups"] = model.by_group(length_groups(lengths))
+    return results
+
+
+def length_groups(lengths: np.ndarray) -> np.ndarray:
+    """The third of the users, by events in the history, that each belongs to."""
+    low, high = np.quantile(lengths, [1 / 3, 2 / 3], method="higher")
+    names = [f"up to {low:,} events", f"{low + 1:,} to {high:,} events", f"over {high:,} events"]
+    return np.array(names)[np.digitize(lengths, [low, high], right=True)]
+
+
+def write_results(args: EvaluateArguments, results: dict) -> None:
+    """Write the numbers beside the weights, whole or not at all."""
+    target = Path(args.model) / f"results_{args.split}.json"
+    target.with_suffix(".partial").write_text(json.dumps(results, indent=2))
+    os.replace(target.with_suffix(".partial"), target)
 
 
 def check_parts(args: EvaluateArguments, *, learnt_from: str) -> None:

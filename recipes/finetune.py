@@ -2,17 +2,16 @@
 
 Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the best validation NDCG@10
 is kept; `--resume` goes on from the last one. With `refit`, settings that were chosen on the validation
-part are trained on all that came before the test.
+part are trained on all that came before the test. With `--push_to_hub true --hub_model_id user/name` the
+checkpoint goes to the Hub at the end, in one commit.
 """
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -24,6 +23,8 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     RowWiseAdamW,
+    RunRecord,
+    SequenceRows,
     SettleCallback,
     compute_hit_metrics,
     cooccurrence_table,
@@ -31,8 +32,11 @@ from modeling_implicitrec import (
     load_sequences,
     parse_arguments,
     positive_events,
+    push_checkpoint,
+    read_period,
     reduce_logits_to_hits,
     user_counts,
+    write_model_card,
 )
 
 
@@ -161,12 +165,14 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     if args.row_wise_optimizer:
         model.use_sparse_gradients()
         callbacks.append(SettleCallback())
-        optimizer = (RowWiseAdamW, row_wise_settings(training))
+        betas = (training.adam_beta1, training.adam_beta2)
+        settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
+        optimizer = (RowWiseAdamW, settings)
     return Trainer(
         model=model,
         args=training,
-        train_dataset=train.filter(lambda size: size > 1, input_columns="length"),
-        eval_dataset=validation,
+        train_dataset=SequenceRows(train.filter(lambda size: size > 1, input_columns="length")),
+        eval_dataset=SequenceRows(validation),
         data_collator=collator,
         preprocess_logits_for_metrics=reduce_logits_to_hits,
         compute_metrics=compute_hit_metrics,
@@ -175,20 +181,14 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     )
 
 
-def row_wise_settings(training: TrainingArguments) -> dict:
-    """What Trainer would set; the optimizer clips in its place."""
-    limit, training.max_grad_norm = training.max_grad_norm, 0.0
-    betas = (training.adam_beta1, training.adam_beta2)
-    settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
-    return settings | {"max_grad_norm": limit or 0.0}
-
-
 def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     """How the checkpoint was made, for its card."""
     training, state = trainer.args, trainer.state
     batch = training.train_batch_size * training.gradient_accumulation_steps
     best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
+    period = read_period(trainer.train_dataset.rows)
     return best | {
+        "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
         "epochs": round(state.epoch or 0, 2),
         "steps": state.global_step,
@@ -198,26 +198,56 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         "loss": trainer.model.config.loss_type,
         "seed": training.seed,
         "part": "before_test" if args.refit else "train",
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
     }
+
+
+def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> None:
+    """Write what goes with the weights: processor, record, and a card without results yet."""
+    folder = Path(trainer.args.output_dir)
+    processor.adapt_to(trainer.model.config)
+    processor.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(made, indent=2))
+    for results in folder.glob("results_*.json"):  # of an earlier training
+        results.unlink()
+    report = Path(args.data_dir, "cleaning_report.json")
+    write_model_card(
+        folder,
+        model=trainer.model,
+        processor=processor,
+        results={},
+        data_report=json.loads(report.read_text()) if report.exists() else None,
+        training=made,
+    )
+    print(f"saved to {folder}")
+
+
+def push(training: TrainingArguments) -> None:
+    done = push_checkpoint(
+        training.output_dir,
+        training.hub_model_id or Path(training.output_dir).name,
+        revision=training.hub_revision,
+        private=training.hub_private_repo,
+        token=training.hub_token,
+    )
+    print(f"pushed to {done.commit_url}")
 
 
 def main() -> None:
     args, training = parse_arguments(FinetuneArguments, TrainingArguments)
     set_seed(training.seed)
-    started = time.monotonic()
+    record = RunRecord()
+    # Trainer would push every save, and its pickled arguments with it.
+    push_to_hub, training.push_to_hub = training.push_to_hub, False
     train, validation, processor = load(args)
     model = build_model(args, processor, train)
     trainer = build_trainer(args, training, model, train, validation)
     trainer.train(resume_from_checkpoint=args.resume or None)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
-        processor.adapt_to(model.config)
-        processor.save_pretrained(training.output_dir)
-        made = summary(args, trainer) | {"seconds": round(time.monotonic() - started, 1)}
-        Path(training.output_dir, "training.json").write_text(json.dumps(made, indent=2))
-        print(f"saved to {training.output_dir}")
+        made = summary(args, trainer) | record.to_dict(processes=training.world_size)
+        save(args, trainer, processor, made)
+        if push_to_hub:
+            push(training)
 
 
 if __name__ == "__main__":

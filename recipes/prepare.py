@@ -3,10 +3,14 @@
 Reads and cleans the events, cuts them into train, validation and test, fits the processor on the
 training part only, encodes everything, and writes one folder that `finetune.py` takes. `report.html` in it
 shows what cleaning did. `--append FILE` adds the rows of new days to what was prepared before.
+`--push_to_hub true --hub_dataset_id user/name` sends the sequences, under pseudonyms, to a private data set
+of the Hub: only with `--histories_may_leave true`.
 """
 
 import glob
 import json
+import os
+import secrets
 import shutil
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -31,6 +35,7 @@ from modeling_implicitrec import (
     load_events,
     parse_arguments,
     profile_events,
+    push_sequences,
     save_events,
     save_sequences,
     temporal_split,
@@ -80,6 +85,15 @@ class PrepareArguments:
     memory_limit: str | None = field(default=None, metadata={"help": "of DuckDB, such as 2GB"})
     keep_events: bool = field(default=False, metadata={"help": "so that new days can be added"})
     report_page: bool = field(default=True, metadata={"help": "plot the log in report.html"})
+    push_to_hub: bool = field(default=False, metadata={"help": "send the sequences to the Hub"})
+    hub_dataset_id: str = field(default="", metadata={"help": "user/name to push to"})
+    hub_private: bool = field(default=True, metadata={"help": "of a data set that is made"})
+    histories_may_leave: bool = field(
+        default=False, metadata={"help": "you may decide that people's histories leave here"}
+    )
+    pseudonym_key: str = field(
+        default="", metadata={"help": "file of the key, made where missing; none: drawn, forgotten"}
+    )
 
 
 def read_source(source: str | list | dict) -> tuple[Any, pd.DataFrame | None]:
@@ -198,8 +212,31 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
     )
 
 
+def read_key(path: str) -> bytes | None:
+    """The key of the pseudonyms, which only its owner can read."""
+    if not path:
+        return None
+    if not Path(path).exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return Path(path).read_bytes()
+
+
+def push(args: PrepareArguments) -> None:
+    done = push_sequences(
+        args.output_dir,
+        args.hub_dataset_id,
+        confirmed=args.histories_may_leave,
+        key=read_key(args.pseudonym_key),
+        private=args.hub_private,
+    )
+    print(f"pushed to {done.commit_url}")
+
+
 def main() -> None:
     (args,) = parse_arguments(PrepareArguments)
+    if args.push_to_hub and not args.histories_may_leave:
+        raise SystemExit("push_to_hub sends people's histories: it needs histories_may_leave true")
     events, names = read_events(args)
     print(events.report)
     splits = split_events(args, events)
@@ -224,6 +261,8 @@ def main() -> None:
     partial.rename(target)
     rows = ", ".join(f"{name} {len(part):,}" for name, part in encoded.items())
     print(f"{processor.vocab_size - 1:,} items; users: {rows}; written to {target}")
+    if args.push_to_hub:
+        push(args)
 
 
 if __name__ == "__main__":

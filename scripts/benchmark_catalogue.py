@@ -60,7 +60,7 @@ class CatalogueArguments:
     batch_size: int = field(default=128, metadata={"help": "histories of a step"})
     num_negatives: int = 512
     warmup: int = field(default=10, metadata={"help": "steps before the clock starts"})
-    steps: int = field(default=40, metadata={"help": "steps that are timed"})
+    steps: int = field(default=30, metadata={"help": "steps that are timed"})
     seed: int = 0
     output_dir: str = field(default="docs/results", metadata={"help": "folder of the results"})
     run: str | None = field(
@@ -166,9 +166,9 @@ def markdown(report: dict) -> str:
         f"events, hidden size {args['hidden_size']}, sampled softmax with {args['num_negatives']} "
         f"negatives; the median of {args['steps']} steps. `peak` is the process's largest resident "
         "memory, libraries included, as the operating system counted it; `beside the table` is what of "
-        "it is not the item table or a moment of its size (one row-wise, two dense, and the dense gradient).",
+        "it is not the item table, its moments (one row-wise, two dense) or a dense gradient.",
         "",
-        "| items | optimizer | ms a step | times the smallest | events/s | peak GiB | beside the table GiB |",
+        "| items | optimizer | ms a step | times the smallest | events/s | peak GiB | beside the table |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for found in runs:

@@ -2,7 +2,7 @@
 
 Runs `finetune.py` and `evaluate.py` for every seed (a seed that has its results is not run again), and
 writes the means beside the baselines to `docs/results/<recipe>.json` and `.md`, their NDCG@10 into the
-table of `README.md`, and the first seed's model card to `model_cards/<recipe>.md`.
+tables of `README.md` and `recipes/README.md`, and the first seed's model card to `model_cards/<recipe>.md`.
 """
 
 import argparse
@@ -12,8 +12,11 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("ndcg@10", "recall@10", "hit_rate@10", "mrr@10", "coverage@10")
@@ -87,14 +90,42 @@ def readme_table(reports: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_results(readme: str) -> str:
-    """The text of README.md with its table made anew from `docs/results`."""
+def recipe_index(reports: dict[str, dict]) -> str:
+    """Every training recipe with its data, its checkpoint and its NDCG@10 beside the best baseline's."""
+    lines = ["| recipe | data set | checkpoint | question | NDCG@10 | best baseline |"]
+    lines.append("|---|---|---|---|---:|---|")
+    for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
+        name, keys = path.parent.name, yaml.safe_load(path.read_text())
+        if "output_dir" not in keys or "data_dir" not in keys:
+            continue
+        stem = stem_of(name, path.name)
+        row = f"| [{name}/{path.name}]({name}/{path.name}) | [{name}]({name}/prepare.yaml) | "
+        card = ROOT / "model_cards" / f"{stem}.md"
+        row += f"[card](../model_cards/{card.name}) | " if card.exists() else "none yet | "
+        if stem not in reports:
+            lines.append(f"{row}| not measured | |")
+            continue
+        for protocol, models in reports[stem]["results"].items():
+            model, *others = models
+            best = max(others, key=lambda other: models[other]["ndcg@10"]["mean"])
+            own, beside = (cell(models[one]["ndcg@10"]) for one in (model, best))
+            lines.append(f"{row}{TITLES[protocol]} | {own} | {beside}, {best} |")
+    return "\n".join(lines) + "\n"
+
+
+def stem_of(name: str, config: str) -> str:
+    """What the results of a recipe's training YAML are called."""
+    return name if config == "finetune.yaml" else f"{name}_{Path(config).stem}"
+
+
+def with_results(readme: str, table: Callable[[dict], str] = readme_table) -> str:
+    """A page with its table made anew from `docs/results`; that of recipes/README.md is `recipe_index`."""
     found = sorted((ROOT / "docs" / "results").glob("*.json"))
     reports = {path.stem: json.loads(path.read_text()) for path in found}
     # The folder also holds benchmarks of other kinds, which have no seeds.
-    table = readme_table({stem: report for stem, report in reports.items() if "seeds" in report})
+    measured = {stem: report for stem, report in reports.items() if "seeds" in report}
     before, rest = readme.split(START)
-    return before + START + table + END + rest.split(END)[1]
+    return before + START + table(measured) + END + rest.split(END)[1]
 
 
 def main() -> None:
@@ -104,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     name = args.recipe.name
-    stem = name if args.config == "finetune.yaml" else f"{name}_{Path(args.config).stem}"
+    stem = stem_of(name, args.config)
     runs, seconds = [], []
     for seed in args.seeds:
         output = ROOT / "outputs" / f"{stem}_{seed}"
@@ -130,8 +161,11 @@ def main() -> None:
     shutil.copyfile(
         ROOT / "outputs" / f"{stem}_{args.seeds[0]}" / "README.md", cards / f"{stem}.md"
     )
-    readme = ROOT / "README.md"
-    readme.write_text(with_results(readme.read_text()))
+    for page, table in (
+        (ROOT / "README.md", readme_table),
+        (ROOT / "recipes/README.md", recipe_index),
+    ):
+        page.write_text(with_results(page.read_text(), table))
     print(markdown(stem, report))
 
 

@@ -31,7 +31,7 @@ class Run:
     def __init__(self, path: str) -> None:
         self.job = json.loads(Path(path).read_text())
         self.settings = self.job["settings"]
-        self.output = Path(self.job["output"])
+        self.output = Path(self.job["output"]).absolute()
         self.output.mkdir(parents=True, exist_ok=True)
         random.seed(self.job["seed"])
         np.random.seed(self.job["seed"])

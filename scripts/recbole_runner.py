@@ -4,6 +4,7 @@ Runs in the environment of RecBole, see `peer_environments.py`. `settings` are R
 `class` is the model's name. RecBole makes an example of every event: its history, padded.
 """
 
+import os
 from itertools import count
 
 import numpy as np
@@ -67,6 +68,7 @@ def write_atomic_file(run: Run) -> None:
 
 def main() -> None:
     run = read_job()
+    os.chdir(run.output)  # RecBole logs into the folder that it runs in
     settings = dict(run.settings)
     name = settings.pop("class")
     write_atomic_file(run)

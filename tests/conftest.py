@@ -1,4 +1,4 @@
-"""No network, a cache of the tests' own, and seeds; set before Hugging Face is imported."""
+"""No network but a hub on loopback, a cache of the tests' own, and seeds; before Hugging Face comes."""
 
 import atexit
 import os
@@ -9,9 +9,20 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from loopback_hub import LoopbackHub
+
 _CACHE = tempfile.mkdtemp(prefix="implicitrec-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = _CACHE  # no token of who runs the tests
+TOKENS = {
+    "hf_alice": ("alice", "write"),
+    "hf_reader": ("alice", "read"),
+    "hf_bob": ("bob", "write"),
+    "hf_me": ("me", "write"),
+}
+_HUB = LoopbackHub(TOKENS)  # answers in tests that take the fixture `hub`
+os.environ |= {"HF_ENDPOINT": _HUB.url, "HF_HUB_DISABLE_XET": "1"}
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_CACHE, "datasets")
 os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHE, "modules")
 
@@ -26,6 +37,27 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _serving() -> Iterator[None]:
+    with _HUB:
+        yield
+
+
+@pytest.fixture
+def hub(_serving: None, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """An empty hub that the Hugging Face libraries talk to as alice, here and in child processes."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    for kept in (_HUB.repos, _HUB.blobs, _HUB.used, _HUB.leaked, _HUB.faults):
+        kept.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    return _HUB
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,16 @@ def test_all_targets_with_seen_kept_or_excluded() -> None:
     assert excluded.per_user["recall@2"].tolist() == [0.5, 0.5, 0]
 
 
+def test_results_of_groups_are_those_of_their_users() -> None:
+    result = run(ROWS, ks=(2,), seen="keep")
+    groups = result.by_group(np.array(["short", "long", "short"]))
+    assert {name: group["num_users"] for name, group in groups.items()} == {"long": 1, "short": 2}
+    assert groups["short"]["metrics"]["recall@2"] == 0.75
+    assert groups["long"]["intervals"]["recall@2"] == [0.5, 0.5]
+    with pytest.raises(ValueError, match="a group for 3 users, got 1"):
+        result.by_group(np.array(["short"]))
+
+
 def test_repeated_targets_with_seen_kept() -> None:
     result = run(ROWS, ks=(1,), seen="keep", target_filter="repeated")
     assert result.user_rows.tolist() == [0, 2]

@@ -85,12 +85,20 @@ def test_the_metadata_holds_the_models_own_results(tmp_path):
 
 def test_the_text_holds_baselines_intervals_data_and_settings(tmp_path):
     training = {"users": 987, "epochs": 3, "learning_rate": 0.001, "seconds": 12.5}
-    given = {"results": RESULTS, "data_report": REPORT, "training": training}
+    training["period"] = ["2020-09-13", "2020-12-08"]
+    group = result(0.05, 0.1)
+    groups = {"groups": {"up to 3 events": {**group, "num_users": 1234}, "over 3 events": group}}
+    of_model = {name: {"implicitrec": RESULTS[name]["implicitrec"] | groups} for name in RESULTS}
+    given = {
+        "results": {name: RESULTS[name] | of_model[name] for name in RESULTS},
+        "data_report": REPORT,
+        "training": training,
+    }
     text = write_model_card(tmp_path, **checkpoint(), **given).read_text()
     row = r"| ndcg@10 | 0.1234 [0.1134, 0.1334] | 0.0567 [0.0467, 0.0667] |"
     assert f"| metric | implicitrec | popularity |\n| --- | ---: | ---: |\n{row}" in text
     assert r"| metric | implicitrec | co\|occurrence |" in text
-    assert "| coverage@10 | 0.5200 | 0.3300 |" in text.split("## Limits")[1]
+    assert "| coverage@10 | 0.5200 | 0.3300 |" in text.split("## Limits and biases")[1]
     for line in ("events in the log | 12,345", "dropped: duplicate | 345", "events kept | 12,000"):
         assert f"| {line} |" in text
     for line in (
@@ -102,6 +110,9 @@ def test_the_text_holds_baselines_intervals_data_and_settings(tmp_path):
         assert f"| {line} |" in text
     assert r"| learning\_rate | 0.001 |" in text
     assert "Users: 4,321." in text
+    assert "| days of the training events | 2020-09-13 to 2020-12-08 |" in text
+    assert "| history | up to 3 events | over 3 events |" in text
+    assert "| users | 1,234 | 4,321 |" in text
     assert "not measured" not in text
 
 
@@ -113,6 +124,7 @@ def test_what_was_not_measured_is_said_to_be(tmp_path):
     for line in ("| events in the log | not measured |", "| users trained on | not measured |"):
         assert line in card.text
     assert "Coverage, novelty and Gini: not measured." in card.text
+    assert "Results by group of users: not measured." in card.text
     odd = {"new": {"implicitrec": {"metrics": {"ndcg@10": float("nan"), "mrr@10": 0.5}}}}
     card = ModelCard.load(write_model_card(tmp_path, **checkpoint(), results=odd))
     assert [e.metric_type for e in card.data.eval_results] == ["mrr@10"]

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, ImplicitRecProcessor
-from modeling_implicitrec.head_implicitrec import SCALAR_STEP, StateCentre, log_buckets
+from modeling_implicitrec.head_implicitrec import (
+    SCALAR_STEP,
+    StateCentre,
+    log_buckets,
+    portable_buckets,
+)
 from modeling_implicitrec.layers_implicitrec import BucketLookup, GapEmbedding
 from modeling_implicitrec.loss_implicitrec import draw_negatives, expected_draws
 
@@ -42,8 +47,9 @@ def test_padding_on_the_right_changes_nothing(mixer):
     torch.testing.assert_close(model(**padded).logits, model(**batch).logits)
 
 
-def test_padding_on_the_left_changes_nothing_in_attention():
-    model, batch = tiny(), histories()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_padding_on_the_left_changes_nothing(mixer):
+    model, batch = tiny(sequence_mixer=mixer), histories()
     padded = {name: torch.cat([torch.zeros(3, 4).to(x), x], dim=1) for name, x in batch.items()}
     torch.testing.assert_close(model(**padded).logits, model(**batch).logits)
 
@@ -58,8 +64,9 @@ def test_later_events_do_not_reach_earlier_states(mixer):
     assert not torch.allclose(after[:, 5:], before[:, 5:])
 
 
-def test_an_event_of_weight_zero_changes_nothing():
-    model, batch = tiny(copy_prior=True), histories()
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_an_event_of_weight_zero_changes_nothing(mixer):
+    model, batch = tiny(sequence_mixer=mixer, copy_prior=True), histories()
     batch["input_weights"][:, 3] = 0
     changed = {name: x.clone() for name, x in batch.items()}
     changed["input_ids"][:, 3] = 9
@@ -405,6 +412,12 @@ def test_a_model_that_trainer_trained_loads_again(tmp_path):
 def test_buckets_halve_every_doubling_and_keep_the_ends():
     gaps = torch.tensor([-5, 0, 1, 2, 3, 7, 10**9])
     assert log_buckets(gaps, 16).tolist() == [0, 0, 2, 3, 4, 6, 15]
+
+
+def test_buckets_for_exported_models_are_the_same():
+    edges = torch.cat([2 ** torch.arange(40), 3 * 2 ** torch.arange(39)])
+    gaps = torch.cat([edges - 2, edges - 1, edges, torch.randint(0, 10**9, (1000,))]).clamp_min(0)
+    assert torch.equal(portable_buckets(1 + gaps.float()), log_buckets(gaps, 99).long())
 
 
 def test_the_lookup_of_buckets_has_the_gradient_of_indexing():

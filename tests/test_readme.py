@@ -53,11 +53,12 @@ def test_the_python_of_the_weights_page_runs():
         assert name in kept or name in ("fit", "raw", "None"), name
 
 
-@pytest.mark.parametrize("page", ["logs.md", "events.md"])
-def test_the_python_of_the_pages_about_logs_runs(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["logs.md", "events.md", "state.md"])
+def test_the_python_of_the_other_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
-        exec(compile(block, page, "exec"), {})
+        exec(compile(block, page, "exec"), names)
 
 
 def test_the_worked_weight_is_what_the_processor_computes():

@@ -191,6 +191,29 @@ def test_a_refit_learns_from_all_before_the_test_and_is_compared_with_baselines_
     assert "test, new items only" in capsys.readouterr().out
 
 
+def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys):
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path / "shop", "max_steps": 2}
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "results_test.json").write_text("{}")  # of an earlier training
+    run("finetune", FINETUNE_BEAUTY[1], *words(options))
+    assert hub.used == []  # off by default
+    push = {"push_to_hub": "true", "hub_model_id": "alice/shop"}
+    run("finetune", FINETUNE_BEAUTY[1], *words(options | push | {"hub_private_repo": "true"}))
+    kept = hub.repos["models", "alice/shop"]
+    assert kept.private and len(kept.commits) == 2
+    files = hub.files("alice/shop")
+    assert "results_test.json" not in files and not any(f.endswith(".bin") for f in files)
+    assert b"Results: not measured." in hub.read("alice/shop", "README.md")
+    assert "hf_alice" not in hub.read("alice/shop", "training.json").decode()
+    options = {"model": tmp_path / "shop", "data_dir": data, "baselines": "[popularity]"}
+    run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options | push))
+    assert len(kept.commits) == 3
+    measured = json.loads(hub.read("alice/shop", "results_test.json"))["new"]["implicitrec"]
+    assert f"{measured['metrics']['ndcg@10']:.4f}" in hub.read("alice/shop", "README.md").decode()
+    assert sum(group["num_users"] for group in measured["groups"].values()) == measured["num_users"]
+    assert capsys.readouterr().out.count("pushed to") == 2
+
+
 def test_recommendations_are_printed(data, trained, capsys):
     options = {"model": trained, "data_dir": data, "user_id": 3, "top_k": 5}
     run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))

@@ -1,0 +1,161 @@
+"""The body: weighted, typed and timed events in, one hidden state per event out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .layers_implicitrec import (
+    EvidenceBias,
+    GapEmbedding,
+    ImplicitRecBlock,
+    ImplicitRecRMSNorm,
+    Memory,
+    PlatformEmbedding,
+    WeightEmbedding,
+)
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
+from .state_implicitrec import (
+    Columns,
+    UserState,
+    check_length,
+    event_columns,
+    extend_columns,
+    fingerprint,
+    pack_state,
+)
+
+
+class ImplicitRecModel(ImplicitRecPreTrainedModel):
+    """The body: events in, one hidden state per event out."""
+
+    def __init__(self, config: ImplicitRecConfig):
+        super().__init__(config)
+        self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
+        self.weight_embedding = WeightEmbedding(config)
+        self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
+        self.platform_embedding = PlatformEmbedding(config) if config.num_platforms > 1 else None
+        attends = config.sequence_mixer == "attention"
+        self.evidence_bias = EvidenceBias(config) if attends else None
+        self.blocks = nn.ModuleList(
+            ImplicitRecBlock(config) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = ImplicitRecRMSNorm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self._fingerprint: tuple[list, str] = ([], "")
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.item_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.item_embedding = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        input_weights: Tensor | None = None,
+        event_type_ids: Tensor | None = None,
+        timestamps: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        platform_ids: Tensor | None = None,
+        cache: UserState | None = None,
+        use_cache: bool = False,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states `[batch, length, hidden_size]`; zero where there is no event.
+
+        Args:
+            input_ids: `[batch, length]` item tokens, 0 is padding.
+            input_weights: `[batch, length]`, not negative; 0 masks the event. All ones by default.
+            event_type_ids: `[batch, length]`.
+            timestamps: `[batch, length]` seconds.
+            attention_mask: `[batch, length]`, 1 for an event. By default, all but padding.
+            platform_ids: `[batch, length]`, read where `num_platforms` is above 1. All 0 by default.
+            cache: of the same users, whose events these follow in time; see [`UserState`].
+            use_cache: also give the state after these events, as `cache`; always done with a `cache`.
+
+        Raises:
+            ValueError: for impossible weights, more than `max_position_embeddings` events, or a cache
+                of other users or another model.
+        """
+        given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
+        events = event_columns(self.config, *given)
+        if cache is not None:
+            self.check_state(cache)
+            events = extend_columns(cache.events, events)
+            check_length(self.config, events)
+        hidden, memories = self.advance(events, input_ids.shape[1], cache)
+        if cache is None and not use_cache:
+            return BaseModelOutputWithPast(last_hidden_state=hidden)
+        state: Any = self.remember(events, memories, hidden, cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, cache=state)
+
+    def advance(
+        self, events: Columns, width: int, cache: UserState | None
+    ) -> tuple[Tensor, list[Memory]]:
+        """Hidden states `[batch, width, hidden_size]` of the last columns, and what the blocks then keep.
+
+        Args:
+            events: all columns, those of the cache first.
+        """
+        new = slice(events["input_ids"].shape[1] - width, None)
+        present = events["input_weights"][:, new] > 0
+        hidden = self.dropout(self._embed(events, new))  # [batch, new, hidden_size]
+        bias = None
+        if self.evidence_bias is not None:
+            bias = self.evidence_bias(events["input_weights"], events.get("timestamps"), new)
+            bias = bias.to(hidden.dtype)
+        memories: list[Memory] = [()] * len(self.blocks) if cache is None else list(cache.memories)
+        for place, block in enumerate(self.blocks):
+            hidden, memories[place] = block(hidden, present, bias, memories[place])
+        return self.norm(hidden) * present.unsqueeze(-1), memories
+
+    def remember(
+        self, events: Columns, memories: list[Memory], hidden: Tensor, cache: UserState | None
+    ) -> UserState:
+        """The state after the events that [`~ImplicitRecModel.advance`] went on by."""
+        present = events["input_weights"][:, -hidden.shape[1] :] > 0
+        before = torch.zeros_like(hidden[:, 0]) if cache is None else cache.last_hidden_state
+        after = torch.cat([before[:, None], hidden], dim=1)  # at no new event, the first, ...
+        last = (present * torch.arange(1, after.shape[1], device=hidden.device)).amax(1)
+        after = after[torch.arange(len(after), device=hidden.device), last]
+        return pack_state(events, memories, after, self.fingerprint())
+
+    def _embed(self, events: Columns, new: slice) -> Tensor:
+        """All that is known of the new events, `[batch, new, hidden_size]`."""
+        weights, input_ids = events["input_weights"], events["input_ids"][:, new]
+        hidden = self.item_embedding(input_ids)
+        if self.training and self.config.item_dropout_prob:
+            kept = torch.rand_like(weights[:, new]) >= self.config.item_dropout_prob
+            hidden = hidden * kept.unsqueeze(-1)
+        hidden = self.weight_embedding(hidden, weights[:, new])
+        if self.gap_embedding is not None and "timestamps" in events:
+            known = (events["input_ids"], events["timestamps"], weights > 0)
+            hidden = hidden + self.gap_embedding(*known, new)
+        if self.platform_embedding is not None:
+            platforms = events.get("platform_ids")
+            hidden = hidden + self.platform_embedding(
+                platforms if platforms is None else platforms[:, new]
+            )
+        types = events.get("event_type_ids", torch.zeros_like(events["input_ids"]))
+        return hidden + self.event_type_embedding(types[:, new])
+
+    def check_state(self, state: UserState) -> None:
+        """Raise `ValueError` where another model made a state."""
+        if state.made_by != self.fingerprint():
+            raise ValueError(
+                f"the state was made by another model ({state.made_by}, this one is "
+                f"{self.fingerprint()}): make it anew from the users' events"
+            )
+
+    def fingerprint(self) -> str:
+        """Of the weights and the vocabulary: what the states of this body can be told by."""
+        versions = [(values.data_ptr(), values._version) for values in self.parameters()]
+        if self._fingerprint[0] != versions:
+            found = fingerprint(self, self.config.vocabulary_fingerprint)
+            self._fingerprint = (versions, found)
+        return self._fingerprint[1]

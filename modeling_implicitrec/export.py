@@ -1,0 +1,154 @@
+"""A model as an ONNX file: scores without torch, in floats or with weights of 8 bits."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .layers_implicitrec import last_events
+from .modeling_implicitrec import ImplicitRecForScoring
+from .scoring import batch_histories
+
+OUTPUTS = ["logits", "states"]
+ADVICE = "exporting needs onnx, onnxscript and onnxruntime: pip install 'implicitrec[onnx]'"
+
+
+class _Scores(nn.Module):
+    """The model with inputs by place; beside the scores, the states that they are made of."""
+
+    def __init__(self, model: ImplicitRecForScoring, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = dict(zip(self.names, values))
+        output = self.model(**inputs)
+        last = last_events(inputs["input_weights"] * (inputs["input_ids"] > 0))
+        states = output.last_hidden_state[torch.arange(last.shape[0]), last]
+        return output.logits, self.model.state_centre(states)
+
+
+@torch.no_grad()
+def export_onnx(
+    model: ImplicitRecForScoring,
+    path: str | os.PathLike,
+    *,
+    times: bool = True,
+    int8: bool = False,
+) -> Path:
+    """Write a model as an ONNX file, for any number of histories of any length.
+
+    Inputs, `[batch, length]` int64: `input_ids`, `input_weights` (float32), `timestamps`, and
+    `event_type_ids` and `platform_ids` where the model tells any apart; `query_time`, `[batch]`, where it
+    reads one. Outputs: `logits`, `[batch, vocab_size]` as of [`ImplicitRecForScoring`], and `states`,
+    `[batch, hidden_size]`, whose products with the item table are what the body adds to them.
+
+    Args:
+        model: on the CPU; set to evaluation mode.
+        path: of the file, replaced when it is whole.
+        times: whether histories have timestamps.
+        int8: keep the weights of matrix products and tables in 8 bits (dynamic quantisation). Measure what
+            it costs with [`OnnxScorer`] and [`evaluate`].
+
+    Raises:
+        ImportError: without the extra `onnx`.
+        ValueError: for a GRU, whose loop over events has no length that ONNX could leave open.
+    """
+    if model.config.sequence_mixer == "gru":
+        raise ValueError("a model with the GRU mixer cannot be exported with an open length")
+    try:
+        import onnxscript  # noqa: F401
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise ImportError(ADVICE) from error
+    example = _example(model.config, times)
+    batch = torch.export.Dim("batch")
+    length = torch.export.Dim("length", max=model.config.max_position_embeddings)
+    shapes = tuple({0: batch, 1: length} if v.dim() == 2 else {0: batch} for v in example.values())
+    program = torch.export.export(
+        _Scores(model.eval(), list(example)), tuple(example.values()), dynamic_shapes=(shapes,)
+    )
+    made: Any = torch.onnx.export(
+        program, input_names=list(example), output_names=OUTPUTS, verbose=False
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        fresh, small = Path(folder) / "floats.onnx", Path(folder) / "int8.onnx"
+        made.save(str(fresh))
+        if int8:
+            quantize_dynamic(fresh, small, weight_type=QuantType.QInt8)
+        os.replace(small if int8 else fresh, target)
+    return target
+
+
+def _example(config: ImplicitRecConfig, times: bool) -> dict[str, Tensor]:
+    """Inputs to trace a model with: sizes of 1 would be taken for constants."""
+    names = ["input_ids", "input_weights", *(["timestamps"] if times else [])]
+    names += ["event_type_ids"] if config.num_event_types > 1 else []
+    names += ["platform_ids"] if config.num_platforms > 1 else []
+    example = {name: torch.zeros(3, 4, dtype=torch.long) for name in names}
+    example |= {"input_ids": torch.ones(3, 4, dtype=torch.long), "input_weights": torch.ones(3, 4)}
+    if times and config.use_query_time:
+        example["query_time"] = torch.zeros(3, dtype=torch.long)
+    return example
+
+
+class OnnxScorer:
+    """Scores of an exported model over the whole catalogue, for [`evaluate`] as a `ModelScorer`.
+
+    Args:
+        path: of what [`export_onnx`] wrote.
+        config: of the model that it was made of.
+        name: what tables call it.
+        threads: of one run; 0 for as many as there are cores.
+
+    Raises:
+        ImportError: without the extra `onnx`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: ImplicitRecConfig,
+        *,
+        name: str = "onnx",
+        threads: int = 0,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(ADVICE) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options)
+        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.config, self.name = config, name
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """`logits` and `states` of a batch; event types and platforms that are not given are 0.
+
+        Raises:
+            ValueError: where an input is missing.
+        """
+        given = {name: np.asarray(inputs[name]) for name in self.inputs if name in inputs}
+        for name in ("event_type_ids", "platform_ids"):
+            if name in self.inputs:
+                given.setdefault(name, np.zeros_like(given["input_ids"]))
+        if missing := sorted(set(self.inputs) - set(given)):
+            raise ValueError(f"the exported model expects {self.inputs}, {missing} are missing")
+        return dict(zip(OUTPUTS, self.session.run(OUTPUTS, given)))
+
+    def score(self, rows: Sequence[Mapping[str, list]]) -> Tensor:
+        """`[rows, vocab_size]` float scores. Without a `query_time` it is the last event's time."""
+        batch = batch_histories(self.config, rows)
+        if "query_time" in self.inputs:
+            batch["query_time"] = batch["timestamps"].amax(1)
+        return torch.from_numpy(self.run(batch)["logits"])

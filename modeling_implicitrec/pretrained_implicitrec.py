@@ -1,0 +1,71 @@
+"""What the models share: how weights start, and how they are read and saved by Hugging Face."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .head_implicitrec import ZERO_AT_FIRST
+from .layers_implicitrec import (
+    EvidenceBias,
+    GapEmbedding,
+    ImplicitRecRMSNorm,
+    PlatformEmbedding,
+    WeightEmbedding,
+)
+
+
+class ImplicitRecPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the Hugging Face contract shared by the models."""
+
+    config: ImplicitRecConfig
+    config_class = ImplicitRecConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
+    _supports_sdpa = True
+    _no_split_modules = ["ImplicitRecBlock"]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load from a folder or a Hub repository; only safetensors are read, never a pickle.
+
+        Raises:
+            OSError: where there are no safetensors.
+            ValueError: where weights are missing, so that nobody takes chance for a trained model.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(f"{pretrained_model_name_or_path} lacks the weights {missing}")
+        return loaded if wants_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            if module.embedding_dim == self.config.hidden_size:
+                init.normal_(module.weight, mean=0.0, std=std)
+            else:
+                init.zeros_(module.weight)
+        elif isinstance(module, ImplicitRecRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, EvidenceBias):
+            init.zeros_(module.beta)
+        elif isinstance(module, (*ZERO_AT_FIRST, GapEmbedding, PlatformEmbedding)):
+            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                init.zeros_(parameter)
+        if isinstance(module, WeightEmbedding):
+            init.zeros_(module.bins.weight)

@@ -1,0 +1,284 @@
+"""The state of users between two events: what a model keeps so that a new event costs one step."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_implicitrec import ImplicitRecConfig
+from .histories_implicitrec import pad_histories
+from .layers_implicitrec import Memory, event_weights
+from .weights_implicitrec import collapse
+
+FORMAT = "1"
+IDS = ("input_ids", "event_type_ids", "platform_ids")
+Columns = dict[str, Tensor]
+
+
+@dataclass
+class UserState:
+    """Histories of a batch of users, and what the blocks keep of them.
+
+    Made by `use_cache=True` or [`~ImplicitRecForScoring.update`], and never changed: an update makes a
+    new one. Events of weight 0 are not in it. `model(**state.events)` computes the same scores again.
+
+    Args:
+        events: `[batch, length]` columns in time order, padded on the right: `input_ids`,
+            `input_weights` and, as far as given, `timestamps`, `event_type_ids`, `platform_ids`.
+        memories: what the mixer of each block keeps: keys and values `[batch, heads, length, head_size]`;
+            the hidden state `[batch, hidden_size]` of a GRU; the last inputs `[batch, kernel size - 1,
+            hidden_size]` of a convolution.
+        last_hidden_state: `[batch, hidden_size]` at each user's last event, 0 where there is none.
+        made_by: fingerprint of the body that made it; no other one takes it.
+    """
+
+    events: Columns
+    memories: list[Memory]
+    last_hidden_state: Tensor
+    made_by: str
+
+    def __len__(self) -> int:
+        """Users."""
+        return len(self.last_hidden_state)
+
+    @property
+    def num_events(self) -> Tensor:
+        """Events of each user, `[batch]`."""
+        return (self.events["input_weights"] > 0).sum(1)
+
+    def __getitem__(self, user: int) -> "UserState":
+        """The state of one user, without the padding that others needed."""
+        return self.select([user])
+
+    def select(self, users: Sequence[int] | Tensor) -> "UserState":
+        """The states of some users, in this order."""
+        rows = torch.as_tensor(users, device=self.last_hidden_state.device)
+        length = max(1, int(self.num_events[rows].max()))
+
+        def chosen(part: Tensor) -> Tensor:
+            return part[rows, :, :length] if part.dim() == 4 else part[rows]
+
+        return UserState(
+            {name: values[rows, :length] for name, values in self.events.items()},
+            [tuple(chosen(part) for part in memory) for memory in self.memories],
+            self.last_hidden_state[rows],
+            self.made_by,
+        )
+
+    @classmethod
+    def join(cls, states: Sequence["UserState"]) -> "UserState":
+        """One state of all users, to take a step for them together.
+
+        Raises:
+            ValueError: for states of several models, or of users with times and users without.
+        """
+        makers = {state.made_by for state in states}
+        if len(makers) != 1:
+            raise ValueError(f"expected states made by one model, got {len(makers)}")
+        length = max(state.events["input_ids"].shape[1] for state in states)
+        names = {name for state in states for name in state.events}
+        events = [fill_columns(state.events, names) for state in states]
+
+        def joined(parts: Iterable[Tensor], dim: int) -> Tensor:
+            """Parts padded along a dimension, counted from the last, below each other."""
+            grown = [F.pad(p, (0, 0) * (dim - 1) + (0, length - p.shape[-dim])) for p in parts]
+            return torch.cat(grown)
+
+        return cls(
+            {name: joined((columns[name] for columns in events), 1) for name in events[0]},
+            [
+                tuple(joined(p, 2) if p[0].dim() == 4 else torch.cat(p) for p in zip(*memories))
+                for memories in zip(*(state.memories for state in states))
+            ],
+            torch.cat([state.last_hidden_state for state in states]),
+            makers.pop(),
+        )
+
+    def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
+        """The state in the safetensors format.
+
+        Args:
+            dtype: of what the blocks keep and of the last hidden states; `torch.float16` halves the
+                bytes and costs precision. Events are always kept as they are.
+        """
+        parts = {f"memory.{i}.{j}": p for i, m in enumerate(self.memories) for j, p in enumerate(m)}
+        parts["last_hidden_state"] = self.last_hidden_state
+        parts = {name: part.to(dtype or part.dtype) for name, part in parts.items()}
+        for name, values in self.events.items():
+            parts[f"events.{name}"] = values.int() if name in IDS else values
+        metadata = {"format": FORMAT, "made_by": self.made_by}
+        return save({name: part.contiguous() for name, part in parts.items()}, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dtype: torch.dtype = torch.float32) -> "UserState":
+        """What [`~UserState.to_bytes`] made, on the CPU.
+
+        Args:
+            dtype: of the model that goes on with it.
+
+        Raises:
+            ValueError: for other bytes, or those of another version of the format.
+        """
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            metadata = header["__metadata__"]
+            found, made_by = metadata["format"], metadata["made_by"]
+            tensors = load(data) if found == FORMAT else {}
+        except Exception as error:
+            raise ValueError(f"expected the bytes of a user state: {error}") from error
+        if found != FORMAT:
+            raise ValueError(f"expected a user state of format {FORMAT}, got {found!r}")
+        events: Columns = {}
+        memories: dict[str, dict[str, Tensor]] = {}
+        for name, values in sorted(tensors.items()):
+            kind, *place = name.split(".")
+            if kind == "events":
+                events[place[0]] = values.long() if place[0] in IDS else values
+            elif kind == "memory":
+                memories.setdefault(place[0], {})[place[1]] = values.to(dtype)
+        kept = [tuple(memories[block].values()) for block in sorted(memories, key=int)]
+        return cls(events, kept, tensors["last_hidden_state"].to(dtype), made_by)
+
+
+def fingerprint(body: nn.Module, vocabulary: str | None) -> str:
+    """Of the weights of a body and its vocabulary: states of one are of no use to another."""
+    digest = hashlib.blake2b(str(vocabulary).encode(), digest_size=16)
+    for name, values in body.state_dict().items():
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def event_columns(
+    config: ImplicitRecConfig,
+    input_ids: Tensor,
+    input_weights: Tensor | None = None,
+    event_type_ids: Tensor | None = None,
+    timestamps: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    platform_ids: Tensor | None = None,
+) -> Columns:
+    """The columns of a batch that were given, with a weight for every event; checks them."""
+    weights = event_weights(config, input_ids, input_weights, attention_mask)
+    others = {"event_type_ids": event_type_ids, "timestamps": timestamps}
+    others["platform_ids"] = platform_ids
+    given = {name: values for name, values in others.items() if values is not None}
+    return {"input_ids": input_ids, "input_weights": weights, **given}
+
+
+def fill_columns(events: Columns, names: Iterable[str]) -> Columns:
+    """Columns with those of `names` that were not given: ids 0, and times only where no event needs one."""
+    missing = sorted(set(names) - set(events))
+    if "timestamps" in missing and (events["input_weights"] > 0).any():
+        raise ValueError("expected timestamps for all events of a history or for none, got some")
+    return events | {name: torch.zeros_like(events["input_ids"]) for name in missing}
+
+
+def extend_columns(events: Columns, new: Columns) -> Columns:
+    """The events of each user followed by the new ones."""
+    if len(events["input_ids"]) != len(new["input_ids"]):
+        raise ValueError(
+            f"expected new events of {len(events['input_ids'])} users, got {len(new['input_ids'])}"
+        )
+    events, new = fill_columns(events, new), fill_columns(new, events)
+    return {name: torch.cat([events[name], new[name]], dim=1) for name in events}
+
+
+def check_length(config: ImplicitRecConfig, events: Columns) -> None:
+    """Raise `ValueError` where a user has more events than a model takes."""
+    most, limit = int((events["input_weights"] > 0).sum(1).max()), config.max_position_embeddings
+    if most > limit:
+        raise ValueError(
+            f"the cache and the new events are {most} events, more than max_position_embeddings "
+            f"{limit}; ImplicitRecForScoring.update leaves out the oldest ones"
+        )
+
+
+def pack_state(events: Columns, memories: list[Memory], last: Tensor, made_by: str) -> UserState:
+    """The state of users whose events may be absent: the others are moved to the front."""
+    present = events["input_weights"] > 0
+    if present.all():
+        return UserState(events, memories, last, made_by)
+    counts = present.sum(1, keepdim=True)
+    length = max(1, int(counts.max()))
+    kept = present.logical_not().byte().argsort(dim=1, stable=True)[:, :length]
+
+    def moved(part: Tensor) -> Tensor:
+        if part.dim() != 4:  # not of single events
+            return part
+        return part.gather(2, kept[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
+
+    fronts = {name: values.gather(1, kept) for name, values in events.items()}
+    absent = torch.arange(length, device=present.device) >= counts
+    fronts = {name: values.masked_fill(absent, 0) for name, values in fronts.items()}
+    return UserState(fronts, [tuple(map(moved, memory)) for memory in memories], last, made_by)
+
+
+def stale_rows(config: ImplicitRecConfig, columns: Columns) -> Tensor:
+    """Users whose events, the new ones at the end, take more than a step: bool `[batch]`.
+
+    The window is full, an event is older than one before it, or, where histories hold an item (and type)
+    once, it comes again.
+    """
+    present = columns["input_weights"] > 0
+    stale = present.sum(1) > config.max_position_embeddings
+    if "timestamps" in columns:
+        times = columns["timestamps"].masked_fill(~present, torch.iinfo(torch.long).min)
+        stale = stale | (present & (times < times.cummax(1).values)).any(1)
+    if config.collapse_repeats:
+        items = columns["input_ids"].masked_fill(~present, 0)
+        if "event_type_ids" in columns:
+            items = items * config.num_event_types + columns["event_type_ids"] * (items > 0)
+        ordered = items.sort(1).values
+        stale = stale | ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).any(1)
+    return stale
+
+
+def latest_events(config: ImplicitRecConfig, events: Columns, stride: int) -> Columns:
+    """Each user's events in time order and as the model takes them, the oldest left out where too many."""
+    limit, rows = config.max_position_embeddings, []
+    for user, present in enumerate((events["input_weights"] > 0).cpu().numpy()):
+        row = {name: values[user].cpu().numpy()[present] for name, values in events.items()}
+        if "timestamps" in row:
+            order = np.argsort(row["timestamps"], kind="stable")
+            row = {name: values[order] for name, values in row.items()}
+        row = collapse(row) if config.collapse_repeats else row
+        size = len(row["input_ids"])
+        first = size - (limit - stride + 1) if size > limit else 0
+        rows.append({name: values[first:] for name, values in row.items()})
+    device = events["input_ids"].device
+    return {n: torch.from_numpy(v).to(device) for n, v in pad_histories(rows).items()}
+
+
+def update_state(
+    body: Any, state: UserState | None, inputs: Mapping[str, Tensor], stride: int
+) -> UserState:
+    """The state after new events: one step for most users, for the stale ones all events anew.
+
+    Args:
+        body: an [`ImplicitRecModel`].
+        stride: events that go at once where there are too many.
+    """
+    new = event_columns(body.config, **inputs)
+    if state is None:
+        return body(**latest_events(body.config, new, stride), use_cache=True).cache
+    body.check_state(state)
+    events = extend_columns(state.events, new)
+    stale = stale_rows(body.config, events)
+    if not stale.any():
+        hidden, memories = body.advance(events, new["input_ids"].shape[1], state)
+        return body.remember(events, memories, hidden, state)
+    again, step = torch.nonzero(stale)[:, 0], torch.nonzero(~stale)[:, 0]
+    events = {name: values[again] for name, values in events.items()}
+    made = [body(**latest_events(body.config, events, stride), use_cache=True).cache]
+    if len(step):
+        ready = {name: values[step] for name, values in new.items()}
+        made.append(body(**ready, cache=state.select(step)).cache)
+    return UserState.join(made).select(torch.cat([again, step]).argsort())
