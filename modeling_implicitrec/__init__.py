@@ -17,6 +17,7 @@ from .baselines import (
 )
 from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
+from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
@@ -65,6 +66,7 @@ from .metrics import (
     ndcg_at_k,
     novelty_at_k,
     paired_accuracy,
+    paired_bootstrap,
     precision_at_k,
     recall_at_k,
 )
@@ -74,6 +76,7 @@ from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
+from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
@@ -108,11 +111,13 @@ __all__ = [
     "ndcg_at_k",
     "novelty_at_k",
     "paired_accuracy",
+    "paired_bootstrap",
     "precision_at_k",
     "recall_at_k",
     "ALS",
     "BatchOptions",
     "Catalogue",
+    "BPR",
     "CleaningOptions",
     "CleaningReport",
     "ColdItems",
@@ -197,6 +202,7 @@ __all__ = [
     "pseudonymise",
     "push_checkpoint",
     "push_sequences",
+    "rank_histories",
     "read_period",
     "recommend_users",
     "reduce_logits_to_hits",

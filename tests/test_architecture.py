@@ -39,7 +39,7 @@ FLOORS = (
         "arguments",
     },
     {"content_implicitrec"},
-    {"head_implicitrec", "histories_implicitrec", "event_store"},
+    {"head_implicitrec", "histories_implicitrec", "event_store", "bpr"},
     {"layers_implicitrec", "catalogue_implicitrec"},
     {"state_implicitrec", "pretrained_implicitrec"},
     {"body_implicitrec"},
