@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters import add_lora, freeze_body, merge_lora
 from .arguments import parse_arguments
 from .baselines import (
     ALS,
@@ -14,9 +15,20 @@ from .baselines import (
     RecentPopularity,
     fit_baselines,
 )
+from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
+from .bpr import BPR
+from .catalogue_implicitrec import nearest_items
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
+from .cold_items import (
+    ColdItems,
+    ContentSimilarity,
+    RandomScores,
+    SameForAll,
+    evaluate_cold_items,
+    hold_out_items,
+)
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
@@ -39,7 +51,10 @@ from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .explanation import Explanation, explain
 from .export import OnnxScorer, export_onnx, quantize_onnx
+from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
+from .item_features import ItemFeatures, encode_texts
+from .joined_logs import JoinedLogs, join_logs
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
@@ -51,6 +66,7 @@ from .metrics import (
     ndcg_at_k,
     novelty_at_k,
     paired_accuracy,
+    paired_bootstrap,
     precision_at_k,
     recall_at_k,
 )
@@ -60,14 +76,20 @@ from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
+from .ranking import rank_histories
 from .report_page import write_report_page
+from .reranking import RankingRules, at_most, diverse, pinned
+from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
 from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
+from .serving import Catalogue, ServingModel, Wish
 from .shards import load_sequences, save_sequences
 from .sharing import push_checkpoint
+from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
+from .transfer import TransferReport, match_items, transfer_weights
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -89,11 +111,17 @@ __all__ = [
     "ndcg_at_k",
     "novelty_at_k",
     "paired_accuracy",
+    "paired_bootstrap",
     "precision_at_k",
     "recall_at_k",
     "ALS",
+    "BatchOptions",
+    "Catalogue",
+    "BPR",
     "CleaningOptions",
     "CleaningReport",
+    "ColdItems",
+    "ContentSimilarity",
     "Cooccurrence",
     "DataCollatorForNextItem",
     "EASE",
@@ -102,6 +130,7 @@ __all__ = [
     "EventSchema",
     "Events",
     "Explanation",
+    "ExactIndex",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -109,54 +138,83 @@ __all__ = [
     "ImplicitRecPreTrainedModel",
     "ImplicitRecProcessor",
     "ImplicitRecScoringOutput",
+    "ItemFeatures",
     "ItemKNN",
+    "JoinedLogs",
     "LearnedEffect",
     "LearnedWeights",
     "ModelScorer",
     "OnnxScorer",
     "OwnFrequency",
     "Popularity",
+    "RandomScores",
     "RecentPopularity",
     "RecommendationPipeline",
     "RowWiseAdamW",
     "RunRecord",
+    "SameForAll",
     "SequenceRows",
     "SettleCallback",
+    "TransferReport",
     "UserState",
+    "RankingRules",
+    "Retriever",
+    "ServingModel",
+    "Showcase",
+    "Wish",
+    "add_lora",
     "append_events",
+    "at_most",
     "build_sequences",
     "collapse_repeats",
     "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
+    "diverse",
     "ease_table",
     "encode_sequences",
     "encode_splits",
+    "encode_texts",
     "evaluate",
+    "evaluate_by_history_length",
+    "evaluate_cold_items",
     "explain",
     "export_onnx",
     "fit_baselines",
-    "learn_event_weights",
+    "item_vectors",
+    "last_states",
+    "freeze_body",
     "hide_secrets",
+    "hold_out_items",
+    "join_logs",
+    "learn_event_weights",
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "match_items",
+    "merge_lora",
+    "nearest_items",
     "open_events",
     "parse_arguments",
+    "pinned",
     "positive_events",
     "profile_events",
     "quantize_onnx",
     "pseudonymise",
     "push_checkpoint",
     "push_sequences",
+    "rank_histories",
     "read_period",
+    "recommend_users",
     "reduce_logits_to_hits",
     "results_table",
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "table_fingerprint",
     "temporal_split",
     "training_columns",
+    "transfer_weights",
     "user_counts",
     "weight_histograms",
     "write_model_card",

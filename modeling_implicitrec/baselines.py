@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from scipy import linalg, sparse
 
+from .bpr import BPR
 from .matrices import (
     SECONDS_PER_DAY,
     Row,
@@ -340,7 +341,7 @@ def fit_baselines(
 
     Raises:
         ValueError: for a name that is none of popularity, recent_popularity, own_frequency,
-            recent_frequency, cooccurrence, item_knn, als and ease, or a setting that it does not have.
+            recent_frequency, cooccurrence, item_knn, als, bpr and ease, or a setting that it does not have.
     """
     known: dict[str, Callable[..., Scorer]] = {
         "popularity": Popularity,
@@ -350,6 +351,7 @@ def fit_baselines(
         "cooccurrence": Cooccurrence,
         "item_knn": ItemKNN,
         "als": ALS,
+        "bpr": BPR,
         "ease": partial(EASE, regularization=1000.0),
     }
     wanted: dict[str, Mapping] = {}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_implicitrec import ImplicitRecConfig
+from .content_implicitrec import ItemEmbedding
 from .layers_implicitrec import (
     EvidenceBias,
     GapEmbedding,
@@ -33,7 +34,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__(config)
-        self.item_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.item_embedding = ItemEmbedding(config)
         self.event_type_embedding = nn.Embedding(config.num_event_types, config.hidden_size)
         self.weight_embedding = WeightEmbedding(config)
         self.gap_embedding = GapEmbedding(config) if config.use_gaps else None
@@ -154,7 +155,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
 
     def fingerprint(self) -> str:
         """Of the weights and the vocabulary: what the states of this body can be told by."""
-        versions = [(values.data_ptr(), values._version) for values in self.parameters()]
+        tensors = (*self.parameters(), *self.buffers())
+        versions = [(values.data_ptr(), values._version) for values in tensors]
         if self._fingerprint[0] != versions:
             found = fingerprint(self, self.config.vocabulary_fingerprint)
             self._fingerprint = (versions, found)

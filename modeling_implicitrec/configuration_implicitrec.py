@@ -19,6 +19,7 @@ AUTO_MAP = {
 }
 # A configuration is read before its weights, and may come from anybody: what it builds has a bound.
 MAX_SIZES = {"num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18}
+MAX_SIZES |= {"item_feature_size": 2**16}
 MAX_SIZES |= {"vocab_size": 2**31, "num_event_types": 2**20, "num_platforms": 2**20}
 MAX_SIZES |= {"num_time_buckets": 2**16, "num_weight_bins": 2**16, "num_cooccurrences": 2**16}
 
@@ -40,6 +41,10 @@ class ImplicitRecConfig(PreTrainedConfig):
             `negative_event_type_ids`): the body sees them, the priors do not count them.
         num_platforms: platform ids including 0, which means "none or unknown"; 1 for a model that does
             not tell platforms apart.
+        item_feature_size: features of an item's content (see
+            [`~ImplicitRecForScoring.fit_item_features`]); 0 for a model that knows items by ids alone.
+        use_item_ids: gives each item a row of its own beside its content; without, items are their
+            content alone.
         hidden_size: width of the embeddings and of every block.
         num_hidden_layers: number of blocks.
         num_attention_heads: heads of the attention mixer; divides `hidden_size`.
@@ -92,6 +97,8 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_event_types: int = 1
     negative_event_type_ids: list[int] | None = None
     num_platforms: int = 1
+    item_feature_size: int = 0
+    use_item_ids: bool = True
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
@@ -191,7 +198,13 @@ class ImplicitRecConfig(PreTrainedConfig):
             raise ValueError(f"loss_type must be one of {LOSS_TYPES}, got {self.loss_type!r}")
 
     def _check_evidence(self) -> None:
-        """Raise `ValueError` where the terms for gaps and negative events do not fit."""
+        """Raise `ValueError` where the terms for content, gaps and negative events do not fit."""
+        if self.item_feature_size < 0:
+            raise ValueError(
+                f"item_feature_size must not be negative, got {self.item_feature_size}"
+            )
+        if not self.use_item_ids and not (self.item_feature_size and self.tie_word_embeddings):
+            raise ValueError("use_item_ids=False needs an item_feature_size and tied embeddings")
         if self.use_gaps and self.num_time_buckets < 2:
             raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
         if not all(

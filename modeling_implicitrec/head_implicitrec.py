@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
+from .content_implicitrec import ItemContent
 
 SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
 MEAN_STEP = 0.1  # of the running mean of states towards the batch's
@@ -144,6 +145,15 @@ def read_rows(table: nn.Embedding, items: Tensor) -> Tensor:
     return F.embedding(items, table.weight, sparse=table.sparse)
 
 
+def counts_of(candidates: Tensor, source: Tensor, values: Tensor) -> Tensor:
+    """The sum of the values whose source is each candidate, `[positions, candidates]`, by search."""
+    ordered = candidates.sort(dim=1).values
+    place = torch.searchsorted(ordered, source).clamp_max(ordered.shape[1] - 1)
+    found = values * (ordered.gather(1, place) == source)
+    counts = values.new_zeros(ordered.shape).scatter_add(1, place, found)
+    return counts.gather(1, torch.searchsorted(ordered, candidates.contiguous()))
+
+
 def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) -> Tensor:
     """What a prior adds to log intensities: `log(exp(background) + exp(level_v) * count^p) - background`.
 
@@ -162,7 +172,7 @@ class StateCentre(nn.Module):
 
     With tied embeddings the mean is a direction along which every rare item is pushed away at the pace
     of the optimiser (Gao et al., 2019, the representation degeneration problem): a second popularity, and
-    a poor one. The mean is over all processes.
+    a poor one. The mean is over all processes. A state of zeros, that of no event, stays as it is.
     """
 
     mean: Tensor
@@ -180,7 +190,7 @@ class StateCentre(nn.Module):
                     torch.distributed.all_reduce(total)
                 if total[-1]:
                     self.mean.lerp_(total[:-1] / total[-1], MEAN_STEP)
-        return states - self.mean.to(states.dtype)
+        return (states - self.mean.to(states.dtype)) * states.ne(0).any(-1, keepdim=True)
 
 
 class ItemHead(nn.Module):
@@ -267,11 +277,11 @@ class ItemHead(nn.Module):
             added = excitation(prior, background.gather(1, source), counts, source)
             return background.scatter_add(1, source, added / times)
         candidates = candidate_ids.expand(source.shape[0], -1)
-        counts = ((source[:, None, :] == candidates[:, :, None]) * values[:, None, :]).sum(2)
+        counts = counts_of(candidates, source, values)
         return background + excitation(prior, background, counts, candidates)
 
 
-ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead)
+ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)
 
 
 def drop_negative(history: dict[str, Tensor], negative: Tensor) -> dict[str, Tensor]:

@@ -56,8 +56,8 @@ def sampled_softmax_loss(positive: Tensor, negatives: Tensor, negative_log_q: Te
         negatives: `[positions, negatives]` logits.
         negative_log_q: `[negatives]`.
     """
-    corrected = torch.cat([positive[:, None], negatives - negative_log_q], dim=1)
-    return torch.logsumexp(corrected, dim=1) - positive
+    others = torch.logsumexp(negatives - negative_log_q, dim=1)
+    return torch.logaddexp(positive, others) - positive
 
 
 def pair_loss(pairs: Tensor, known: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from transformers.utils import ModelOutput
 
 from .body_implicitrec import ImplicitRecModel
+from .catalogue_implicitrec import CatalogueMixin
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ItemHead, StateCentre, gather_history
 from .layers_implicitrec import last_events, negative_events
@@ -58,7 +59,7 @@ class ImplicitRecRecommendation(ModelOutput):
     scores: Tensor | None = None
 
 
-class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
+class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
     """Scores items after a history, learns from weighted labels, and recommends."""
 
     _tied_weights_keys = {"item_decoder.weight": "model.item_embedding.weight"}
@@ -86,46 +87,14 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         """Have sparse gradients in the tables of items, for [`RowWiseAdamW`]: a sampled loss reads few.
 
         Raises:
-            ValueError: for the full softmax, which reads all.
+            ValueError: for the full softmax, which reads all, and item content, which moves all.
         """
-        if self.config.loss_type == "softmax":
-            raise ValueError("sparse gradients need a sampled loss_type, got 'softmax'")
+        if self.config.loss_type == "softmax" or self.config.item_feature_size:
+            got = f"{self.config.loss_type!r}, item_feature_size {self.config.item_feature_size}"
+            raise ValueError(f"sparse gradients need a sampled loss_type and no content, got {got}")
         self.head.sparse = self.model.item_embedding.sparse = True
         for table in self.head.item_tables():
             table.sparse = True
-
-    @torch.no_grad()
-    def fit_item_counts(self, item_counts: Tensor) -> None:
-        """Start the item bias at the log of popularity, and correct sampled losses by it.
-
-        Args:
-            item_counts: `[vocab_size]` training events of each item, 0 at padding.
-        """
-        counts = torch.as_tensor(item_counts).to(self.item_frequency).clamp_min(0.5)
-        self.item_frequency.copy_(counts / counts[1:].mean())
-        if self.head.item_bias is not None:
-            self.head.item_bias.weight.copy_(self.item_frequency.log()[:, None])
-
-    @torch.no_grad()
-    def fit_cooccurrences(
-        self, items: Tensor, counts: Tensor, folds: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        """Store the table of the co-occurrence prior.
-
-        Args:
-            items: `[vocab_size, num_cooccurrences]` tokens that followed each item, 0 for none.
-            counts: of the same shape, how often.
-            folds: the same two as `[folds, vocab_size, num_cooccurrences]`: fold f is made without the
-                users whose `fold_ids` are f. They are read while training and not saved.
-        """
-        prior = self.head.cooccurrence
-        if prior is None:
-            raise ValueError("the configuration has no co-occurrence prior: num_cooccurrences is 0")
-        prior.items.copy_(torch.as_tensor(items))
-        prior.counts.copy_(torch.as_tensor(counts))
-        if folds is not None:
-            prior.fold_items = torch.as_tensor(folds[0]).to(prior.items)
-            prior.fold_counts = torch.as_tensor(folds[1]).to(prior.counts)
 
     def forward(
         self,
@@ -223,7 +192,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
         rows = torch.arange(states.shape[0], device=states.device)
         history = gather_history(batch, rows, last_events(batch["weights"]))
         states = self.state_centre(states)
-        scores = self.head(states, self.item_decoder.weight, history, candidate_ids)
+        scores = self.head(states, self.item_table(), history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)
         return scores
@@ -266,7 +235,7 @@ class ImplicitRecForScoring(ImplicitRecPreTrainedModel):
                 )
             return (losses * share[at]).sum()
 
-        tensors = [self.item_decoder.weight, *self.head.parameters()]
+        tensors = [self.item_table(), *self.head.parameters()]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
 
     def _draws(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
+from .compatibility_implicitrec import check_together
 from .histories_implicitrec import ages_in_rows, check_offsets, pad_histories, read_histories
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
@@ -166,6 +167,23 @@ class ImplicitRecProcessor(ProcessorMixin):
         self.vocabulary = self.vocabulary.extended(found, min_item_count)
         return len(self.vocabulary) - before
 
+    def add_items(self, item_ids: Iterable) -> np.ndarray:
+        """Give new items the tokens after the last, with a count of 0. Returns these tokens, int64.
+
+        The model is to be told of them too, in the same order: see
+        [`~ImplicitRecForScoring.add_items`].
+
+        Raises:
+            ValueError: for an id that is known or given twice, or of another type.
+
+        >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "tea"]})
+        >>> processor.add_items(["rice"]).tolist()
+        [3]
+        """
+        before = len(self.vocabulary)
+        self.vocabulary = self.vocabulary.with_items(item_ids)
+        return np.arange(before + 1, len(self.vocabulary) + 1)
+
     @property
     def vocab_size(self) -> int:
         """Item tokens including padding."""
@@ -230,25 +248,7 @@ class ImplicitRecProcessor(ProcessorMixin):
 
     def check_model(self, config: Any) -> None:
         """Raise `ValueError` where a model's configuration does not fit this processor."""
-        pairs: dict[str, tuple] = {
-            "vocab_size": (config.vocab_size, self.vocab_size),
-            "num_event_types": (config.num_event_types, self.num_event_types),
-            "negative_event_type_ids": (
-                list(config.negative_event_type_ids or []),
-                self.negative_event_type_ids,
-            ),
-            "collapse_repeats": (config.collapse_repeats, self.collapse_repeats),
-        }
-        if config.vocabulary_fingerprint is not None:
-            pairs["vocabulary_fingerprint"] = (config.vocabulary_fingerprint, self.fingerprint)
-        if config.num_platforms > 1:  # a model without the embedding reads no platform
-            pairs["num_platforms"] = (config.num_platforms, self.num_platforms)
-        for name, (of_model, own) in pairs.items():
-            if of_model != own:
-                raise ValueError(
-                    f"model and processor do not belong together: {name} is {of_model} in the model "
-                    f"and {own} in the processor"
-                )
+        check_together(config, self)
 
     def weights(
         self,

@@ -184,6 +184,21 @@ class ItemVocabulary:
         total = np.concatenate([counts, new.counts[added]])
         return self.from_counts(every if self.of_strings else np.array(every, np.int64), total)
 
+    def with_items(self, ids: Iterable) -> "ItemVocabulary":
+        """The same with new items after the last, which no event has had.
+
+        Raises:
+            ValueError: for an id that is known or given twice, or of another type.
+        """
+        added = list(read_ids(ids))
+        known = self.encode(added) > 0
+        if known.any() or len(set(added)) < len(added):
+            twice = [one for one, is_known in zip(added, known) if is_known or added.count(one) > 1]
+            raise ValueError(f"new items must be unknown and distinct, got {twice[:3]}")
+        every = [*self.decode(range(1, len(self) + 1)), *added]
+        counts = np.concatenate([self.counts, np.zeros(len(added), np.int64)])
+        return self.from_counts(every if self.of_strings else np.array(every, np.int64), counts)
+
     def save(self, folder: str | os.PathLike) -> str:
         """Write the file under a temporary name, then rename it. Returns its path."""
         path = Path(folder) / FILE_NAME

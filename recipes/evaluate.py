@@ -19,6 +19,7 @@ from modeling_implicitrec import (
     ModelScorer,
     did_it_happen,
     evaluate,
+    evaluate_by_history_length,
     fit_baselines,
     load_sequences,
     parse_arguments,
@@ -50,6 +51,9 @@ class EvaluateArguments:
         metadata={"help": "names, or a name with its settings: {ease: {regularization: 300}}"},
     )
     ks: list = field(default_factory=lambda: [10], metadata={"help": "cut-offs"})
+    history_lengths: list = field(
+        default_factory=list, metadata={"help": "also with the last n events only: [0, 1, 2, 5]"}
+    )
     did_it_happen: bool = field(
         default=True, metadata={"help": "also a held-out event against an unseen one, pairwise"}
     )
@@ -75,6 +79,9 @@ def main() -> None:
     )
     scorers = [ModelScorer(model), *baselines]
     results = {name: full_ranking(args, name, scorers, rows, processor) for name in args.protocols}
+    if args.history_lengths:
+        for protocol, found in results.items():
+            by_length(args, protocol, found, scorers, rows, num_items=processor.vocab_size - 1)
     if args.did_it_happen:
         print("\ndid it happen? a held-out event against one unseen item\n")
         print(pointwise_table(scorers, rows, processor.item_counts, args.seed))
@@ -136,6 +143,35 @@ def write_results(args: EvaluateArguments, results: dict) -> None:
     target = Path(args.model) / f"results_{args.split}.json"
     target.with_suffix(".partial").write_text(json.dumps(results, indent=2))
     os.replace(target.with_suffix(".partial"), target)
+
+
+def by_length(
+    args: EvaluateArguments,
+    protocol: str,
+    results: dict,
+    scorers: list,
+    rows: Dataset,
+    *,
+    num_items: int,
+) -> None:
+    """Print, and add to the results, how NDCG grows with the events that are known of a user."""
+    key = f"ndcg@{args.ks[0]}"
+    print(f"\n{key}, {protocol}, the same users by how many of their last events are read\n")
+    print("| model | " + " | ".join(map(str, args.history_lengths)) + " |")
+    print("|---|" + "---:|" * len(args.history_lengths))
+    for scorer in scorers:
+        found = evaluate_by_history_length(
+            scorer,
+            rows,
+            args.history_lengths,
+            seen="exclude" if protocol == "new" else "keep",
+            target_filter=protocol,
+            num_items=num_items,
+            ks=args.ks,
+        )
+        values = {str(length): result.metrics[key] for length, result in found.items()}
+        results[scorer.name]["by_history_length"] = {key: values}
+        print(f"| {scorer.name} | " + " | ".join(f"{v:.4f}" for v in values.values()) + " |")
 
 
 def check_parts(args: EvaluateArguments, *, learnt_from: str) -> None:

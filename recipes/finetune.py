@@ -2,8 +2,9 @@
 
 Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the best validation NDCG@10
 is kept; `--resume` goes on from the last one. With `refit`, settings that were chosen on the validation
-part are trained on all that came before the test. With `--push_to_hub true --hub_model_id user/name` the
-checkpoint goes to the Hub at the end, in one commit.
+part are trained on all that came before the test. `--from_checkpoint` starts from a trained model, of the
+same catalogue or another one, and prints what of it was kept. With `--push_to_hub true --hub_model_id
+user/name` the checkpoint goes to the Hub at the end, in one commit.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.numpy import load_file
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -26,15 +28,19 @@ from modeling_implicitrec import (
     RunRecord,
     SequenceRows,
     SettleCallback,
+    add_lora,
     compute_hit_metrics,
     cooccurrence_table,
     ease_table,
+    freeze_body,
     load_sequences,
+    merge_lora,
     parse_arguments,
     positive_events,
     push_checkpoint,
     read_period,
     reduce_logits_to_hits,
+    transfer_weights,
     user_counts,
     write_model_card,
 )
@@ -66,6 +72,17 @@ class FinetuneArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
+    from_checkpoint: str = field(
+        default="", metadata={"help": "folder or Hub name to start from; its settings are kept"}
+    )
+    namespace: str | None = field(
+        default=None, metadata={"help": "of this log's items in a checkpoint of pretrain.py"}
+    )
+    tune: str = field(default="full", metadata={"help": "or frozen (body), or lora"})
+    lora_rank: int = field(default=8, metadata={"help": "of the adapters, merged at the end"})
+    use_item_features: bool = field(
+        default=False, metadata={"help": "items have content: what describe.py wrote"}
+    )
     use_platforms: bool = field(
         default=False, metadata={"help": "tell the platforms of the log apart"}
     )
@@ -84,15 +101,25 @@ class FinetuneArguments:
 def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:
     if args.use_platforms and not processor.platforms:
         raise SystemExit(f"use_platforms: the events in {args.data_dir} name no platform")
-    model = {"num_platforms": processor.num_platforms} if args.use_platforms else {}
-    config = ImplicitRecConfig(
-        vocab_size=processor.vocab_size,
-        num_event_types=processor.num_event_types,
-        vocabulary_fingerprint=processor.fingerprint,
-        negative_event_type_ids=processor.negative_event_type_ids,
-        **model | args.model,
-    )
+    source, features = None, item_features(args)
+    settings: dict = {}
+    if args.from_checkpoint:
+        source = ImplicitRecForScoring.from_pretrained(args.from_checkpoint)
+        settings = {
+            name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
+        }
+    settings |= {
+        "vocab_size": processor.vocab_size,
+        "num_event_types": processor.num_event_types,
+        "vocabulary_fingerprint": processor.fingerprint,
+        "negative_event_type_ids": processor.negative_event_type_ids,
+        "num_platforms": processor.num_platforms if args.use_platforms else 1,
+        "item_feature_size": 0 if features is None else features.shape[1],
+    }
+    config = ImplicitRecConfig(**settings | args.model)
     model = ImplicitRecForScoring(config)
+    if features is not None:
+        model.fit_item_features(features)
     train = positive_events(train, processor.negative_event_type_ids)
     counts = processor.item_counts
     if config.collapse_repeats:  # a history holds an item once: count users, not events
@@ -101,7 +128,31 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     if config.num_cooccurrences:
         items, strengths = cooccurrences(args, config, train)
         model.fit_cooccurrences(items, strengths, folds=folds(args, config, train))
+    if source is not None:
+        pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
+        print(transfer_weights(model, source, pair, namespace=args.namespace))
+    tune(args, model)
     return model
+
+
+def item_features(args: FinetuneArguments) -> np.ndarray | None:
+    """What describe.py wrote, `[vocab_size, features]`."""
+    path = Path(args.data_dir, "item_features.safetensors")
+    if not args.use_item_features:
+        return None
+    if not path.exists():
+        raise SystemExit(f"no {path}; run recipes/describe.py first")
+    return load_file(path)["features"]
+
+
+def tune(args: FinetuneArguments, model: ImplicitRecForScoring) -> None:
+    """Leave to learn what is to be learnt."""
+    if args.tune not in ("full", "frozen", "lora"):
+        raise SystemExit(f"tune: full, frozen or lora, got {args.tune!r}")
+    if args.tune == "frozen":
+        freeze_body(model)
+    elif args.tune == "lora":
+        add_lora(model, rank=args.lora_rank)
 
 
 def cooccurrences(args: FinetuneArguments, config: ImplicitRecConfig, rows) -> tuple:
@@ -187,6 +238,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     batch = training.train_batch_size * training.gradient_accumulation_steps
     best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
     period = read_period(trainer.train_dataset.rows)
+    if args.from_checkpoint:
+        best |= {"started from": args.from_checkpoint, "tuned": args.tune}
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
@@ -242,6 +295,8 @@ def main() -> None:
     model = build_model(args, processor, train)
     trainer = build_trainer(args, training, model, train, validation)
     trainer.train(resume_from_checkpoint=args.resume or None)
+    if args.tune == "lora":
+        merge_lora(model)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         made = summary(args, trainer) | record.to_dict(processes=training.world_size)

@@ -1,16 +1,25 @@
-"""Recommend from a checkpoint alone: `python recipes/recommend.py recipes/<log>/recommend.yaml`."""
+"""Recommend from a checkpoint alone: `python recipes/recommend.py recipes/<log>/recommend.yaml`.
+
+Prints one user's recommendations; with `--output_dir`, writes those of all users as Parquet shards. The
+same command goes on after a kill, and under `accelerate launch` the processes share the work.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import torch
+from accelerate import PartialState
+from datasets import Dataset
 
 from modeling_implicitrec import (
+    BatchOptions,
     DataCollatorForNextItem,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     load_sequences,
     parse_arguments,
+    recommend_users,
 )
 
 
@@ -24,6 +33,11 @@ class RecommendArguments:
     top_k: int = field(default=10, metadata={"help": "recommendations"})
     recent: int = field(default=8, metadata={"help": "events of the history to print"})
     exclude_seen: bool = field(default=False, metadata={"help": "only items new to the user"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder for Parquet shards of all users' recommendations"}
+    )
+    shard_users: int = field(default=20_000, metadata={"help": "users of one shard"})
+    batch_size: int = field(default=256, metadata={"help": "users scored at one time"})
 
 
 def main() -> None:
@@ -32,6 +46,9 @@ def main() -> None:
     processor = ImplicitRecProcessor.from_pretrained(args.model)
     model = ImplicitRecForScoring.from_pretrained(args.model)
     processor.check_model(model.config)
+    if args.output_dir is not None:
+        recommend_all(args, model, processor, rows)
+        return
     users = [str(user) for user in rows["user_id"]]
     if args.user_id is not None and str(args.user_id) not in users:
         raise SystemExit(f"user {args.user_id!r} is not in the test part of {args.data_dir}")
@@ -51,6 +68,34 @@ def main() -> None:
     for place, (token, score) in enumerate(zip(top.item_tokens[0], top.scores[0]), start=1):
         item = processor.decode_items([int(token)])[0]
         print(f"  {place:2d}. {names.get(item, item)}  ({score:.2f})")
+
+
+def recommend_all(
+    args: RecommendArguments,
+    model: ImplicitRecForScoring,
+    processor: ImplicitRecProcessor,
+    rows: Dataset,
+) -> None:
+    """Write this process' share of the shards."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    options = BatchOptions(
+        top_k=args.top_k,
+        exclude_seen=args.exclude_seen,
+        shard_users=args.shard_users,
+        batch_size=args.batch_size,
+    )
+    written = recommend_users(
+        model.to(state.device),
+        processor,
+        rows,
+        args.output_dir,
+        options=options,
+        process=state.process_index,
+        num_processes=state.num_processes,
+    )
+    print(f"process {state.process_index + 1} of {state.num_processes}: {written} shards written")
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def read_names(path: Path) -> dict:

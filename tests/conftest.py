@@ -1,12 +1,17 @@
 """No network but a hub on loopback, a cache of the tests' own, and seeds; before Hugging Face comes."""
 
 import atexit
+import glob
 import os
+import pwd
 import random
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from loopback_hub import LoopbackHub
@@ -29,6 +34,9 @@ os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHE, "modules")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+PASSWORD = "p@ss/w:rd?1"  # of the tests' PostgreSQL server, and as a URL writes it
+IN_URL = "p%40ss%2Fw%3Ard%3F1"
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +88,53 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     session.sparkContext.setLogLevel("ERROR")
     yield ibis.pyspark.connect(session)
     session.stop()
+
+
+def postgres_programs() -> str:
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    program = shutil.which("initdb") or (found[-1] if found else None)
+    return os.path.dirname(program) if program else ""
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server of the tests' own, without table; its user has a password."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = postgres_programs()
+    if not programs:
+        pytest.skip("no PostgreSQL server on this machine (initdb not found)")
+    # It refuses to run as root.
+    user = None
+    if os.getuid() == 0:
+        try:
+            user = pwd.getpwnam("postgres").pw_name
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    folder = tempfile.mkdtemp(prefix="postgres-")
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    secret = Path(folder, "password")
+    secret.write_text(PASSWORD + "\n")
+    secret.chmod(0o644)
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            [os.path.join(programs, command[0]), *command[1:]],
+            user=user, cwd=folder, capture_output=True, text=True, timeout=120,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    cluster = os.path.join(folder, "cluster")
+    run("initdb", "-D", cluster, "-U", "me", "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run("pg_ctl", "-D", cluster, "-o", options, "-l", os.path.join(folder, "log"), "-w", "start")
+    try:
+        url = f"postgresql://me:{IN_URL}@127.0.0.1:{port}/postgres"
+        yield url
+    finally:
+        run("pg_ctl", "-D", cluster, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from modeling_implicitrec import baselines
+from modeling_implicitrec import BPR, baselines
 from modeling_implicitrec.ranking import rank_histories
 
 DAY = 86_400
@@ -56,6 +56,22 @@ def test_scores_follow_the_history_given_not_the_trained_user(build: Callable) -
     new_user = scorer.score([{"input_ids": [2, 4, 6]}])[0]
     even, odd = new_user[8::2], new_user[7::2]
     assert even.min() > odd.max() or even.mean() > odd.mean() + 1e-3
+
+
+def test_bpr_knows_users_and_gives_others_the_popular() -> None:
+    rows, withheld = checkerboard()
+    named = [dict(row, user_id=f"user {place}") for place, row in enumerate(rows)]
+    for data in (named, Dataset.from_list(named)):
+        scorer = BPR(data, VOCAB, factors=4, learning_rate=0.1, iterations=200)
+        ranked = rank_histories(scorer.score, data, k=1, seen="exclude", progress=False)
+        assert ranked[:, 0].tolist() == withheld
+    stranger = scorer.score([{"user_id": "nobody", "input_ids": [1]}, named[0]])
+    counts = np.bincount(np.concatenate([row["input_ids"] for row in rows]), minlength=VOCAB)
+    assert stranger[0].tolist() == counts.tolist()
+    np.testing.assert_allclose(stranger[1], scorer.score(named[:1])[0], atol=1e-5)
+    for data in (rows, Dataset.from_list(rows)):
+        with pytest.raises(ValueError, match="user_id"):
+            BPR(data, VOCAB)
 
 
 def test_popularity_counts_events() -> None:
@@ -161,8 +177,9 @@ def test_a_baseline_takes_settings() -> None:
 
 def test_missing_implicit_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "implicit.als", None)
+    monkeypatch.setitem(sys.modules, "implicit.bpr", None)
     monkeypatch.setitem(sys.modules, "implicit.nearest_neighbours", None)
-    for build in (baselines.ALS, baselines.ItemKNN):
+    for build in (baselines.ALS, baselines.ItemKNN, BPR):
         with pytest.raises(ImportError, match=r"pip install implicitrec\[demo\]"):
             build([{"input_ids": [1]}], 2)
 

@@ -53,7 +53,9 @@ def test_the_python_of_the_weights_page_runs():
         assert name in kept or name in ("fit", "raw", "None"), name
 
 
-@pytest.mark.parametrize("page", ["logs.md", "events.md", "state.md"])
+@pytest.mark.parametrize(
+    "page", ["logs.md", "events.md", "state.md", "web.md", "new_items.md", "transfer.md"]
+)
 def test_the_python_of_the_other_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -1,30 +1,22 @@
 """A table in DuckDB, SQLite or a real PostgreSQL server gives the same events as a frame of it."""
 
 import functools
-import glob
 import json
-import os
-import pwd
 import runpy
-import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pytest
+from conftest import IN_URL, PASSWORD
 
 from modeling_implicitrec.events import EventSchema, load_events
 from modeling_implicitrec.source_files import hide_secrets
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SCHEMA = EventSchema("who", "what", "when", count="count")
-PASSWORD = "p@ss/w:rd?1"
-IN_URL = "p%40ss%2Fw%3Ard%3F1"
 ROWS = [(2, "b", 10, 1.0), (1, "a", 20, 2.0), (1, "c", 30, None), (2, "", 40, 4.0)]
 
 
@@ -110,56 +102,12 @@ def test_sqlite_values_of_any_type(sqlite_file) -> None:
 # PostgreSQL
 
 
-def postgres_programs() -> str:
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
-    program = shutil.which("initdb") or (found[-1] if found else None)
-    return os.path.dirname(program) if program else ""
-
-
 @pytest.fixture(scope="module")
-def postgres():
-    """The URL of a server of the tests' own, without table; its user has a password."""
-    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
-    programs = postgres_programs()
-    if not programs:
-        pytest.skip("no PostgreSQL server on this machine (initdb not found)")
-    # It refuses to run as root.
-    user = None
-    if os.getuid() == 0:
-        try:
-            user = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    folder = tempfile.mkdtemp(prefix="postgres-")
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    secret = Path(folder, "password")
-    secret.write_text(PASSWORD + "\n")
-    secret.chmod(0o644)
-
-    def run(*command: str) -> None:
-        done = subprocess.run(
-            [os.path.join(programs, command[0]), *command[1:]],
-            user=user, cwd=folder, capture_output=True, text=True, timeout=120,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    cluster = os.path.join(folder, "cluster")
-    run("initdb", "-D", cluster, "-U", "me", "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "-D", cluster, "-o", options, "-l", os.path.join(folder, "log"), "-w", "start")
-    try:
-        url = f"postgresql://me:{IN_URL}@127.0.0.1:{port}/postgres"
-        with psycopg.connect(url) as database:
-            fill_postgres(database)
-        yield url
-    finally:
-        run("pg_ctl", "-D", cluster, "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+def postgres(postgres_server):
+    """The URL of a server with tables in it; its user has a password."""
+    with pytest.importorskip("psycopg").connect(postgres_server) as database:
+        fill_postgres(database)
+    return postgres_server
 
 
 def fill_postgres(database) -> None:

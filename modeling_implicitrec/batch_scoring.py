@@ -1,0 +1,176 @@
+"""Recommendations for a whole user base: Parquet shards, several processes, resumed where it stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from .modeling_implicitrec import ImplicitRecForScoring
+from .processing_implicitrec import ImplicitRecProcessor
+from .ranking import pad_tokens, row_batches, top_k
+from .retrieval import table_fingerprint
+from .scoring import ModelScorer
+
+MANIFEST = "recommendations.json"
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a user base is scored.
+
+    Args:
+        top_k: length of each list.
+        exclude_seen: only items that are new to the user.
+        shard_users: users of one file; what a kill costs at most.
+        batch_size: users whose scores exist at one time.
+    """
+
+    top_k: int = 10
+    exclude_seen: bool = False
+    shard_users: int = 20_000
+    batch_size: int = 256
+
+
+def recommend_users(
+    model: ImplicitRecForScoring,
+    processor: ImplicitRecProcessor,
+    rows: Dataset,
+    folder: str | Path,
+    *,
+    options: BatchOptions | None = None,
+    process: int = 0,
+    num_processes: int = 1,
+) -> int:
+    """Write `folder/00000.parquet` and so on: `user_id`, `item_ids` and `scores`, best first.
+
+    A shard is written under another name and then renamed; one that is there is not made again, so the
+    same call goes on after a kill. Process p of n makes every n-th shard.
+
+    Args:
+        rows: encoded sequences with `user_id` and `input_ids`, one per user.
+        process: which of `num_processes` this is.
+
+    Returns:
+        The number of shards that this process wrote.
+
+    Raises:
+        ValueError: where the folder holds the shards of another model, other users or options.
+    """
+    options = options or BatchOptions()
+    processor.check_model(model.config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, _description(model, rows, options))
+    starts = range(0, len(rows), options.shard_users)
+    own = [(number, start) for number, start in enumerate(starts)][process::num_processes]
+    missing = [(n, start) for n, start in own if not (folder / f"{n:05d}.parquet").exists()]
+    scorer = ModelScorer(model)
+    with tqdm(
+        total=sum(min(options.shard_users, len(rows) - start) for _, start in own),
+        desc=f"recommending, process {process + 1} of {num_processes}",
+        unit=" users",
+        position=process,
+        disable=None,
+    ) as bar:
+        bar.update(bar.total - sum(min(options.shard_users, len(rows) - s) for _, s in missing))
+        for number, start in missing:
+            part = rows.select(range(start, min(start + options.shard_users, len(rows))))
+            table = _shard(scorer, processor, part, options, bar)
+            _write(table, folder / f"{number:05d}.parquet")
+    return len(missing)
+
+
+def _description(
+    model: ImplicitRecForScoring, rows: Dataset, options: BatchOptions
+) -> dict[str, Any]:
+    """What the shards of a folder have in common."""
+    digest = hashlib.sha256()
+    for batch in rows.select_columns(["user_id", "length"]).with_format("arrow").iter(100_000):
+        digest.update(repr([batch["user_id"].to_pylist(), batch["length"].to_pylist()]).encode())
+    return {
+        "model": table_fingerprint(model),
+        "users": len(rows),
+        "users_sha256": digest.hexdigest(),
+        **{name: value for name, value in asdict(options).items() if name != "batch_size"},
+    }
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> None:
+    """Say what the folder is of, or check that it is of the same."""
+    path = folder / MANIFEST
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(description, indent=2))
+        os.replace(partial, path)
+    told = json.loads(path.read_text())
+    other = sorted(name for name in description if told.get(name) != description[name])
+    if other:
+        raise ValueError(f"{folder} holds recommendations of another {', '.join(other)}")
+
+
+def _shard(
+    scorer: ModelScorer,
+    processor: ImplicitRecProcessor,
+    rows: Dataset,
+    options: BatchOptions,
+    bar: Any,
+) -> pa.Table:
+    """The recommendations of a shard's users, in their order; like lengths are scored together."""
+    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    k = min(options.top_k, processor.vocab_size - 1)
+    tokens = np.zeros((len(rows), k), dtype=np.int64)
+    scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
+    names = [name for name in rows.column_names if name != "user_id"]
+    for places, batch in _batches(rows.select_columns(names), order, options.batch_size):
+        values = scorer.score(batch)
+        seen = pad_tokens([row["input_ids"] for row in batch])
+        exclude = torch.from_numpy(seen) if options.exclude_seen else None
+        best, worth = top_k(values, k, exclude=exclude)
+        tokens[places], scores[places] = best.numpy(), worth.numpy()
+        bar.update(len(batch))
+    return _table(rows, processor, tokens, scores)
+
+
+def _batches(
+    rows: Dataset, order: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, Sequence[dict]]]:
+    """Rows in this order, and where each stands."""
+    for start, batch in enumerate(row_batches(rows.select(order), batch_size)):
+        yield order[start * batch_size : (start + 1) * batch_size], batch
+
+
+def _table(
+    rows: Dataset, processor: ImplicitRecProcessor, tokens: np.ndarray, scores: np.ndarray
+) -> pa.Table:
+    lowest = np.finfo(np.float32).min / 4  # what a model gives that must not be shown
+    shown = scores > lowest
+    used, codes = np.unique(tokens[shown], return_inverse=True)
+    items = pa.array(processor.decode_items(used)).take(pa.array(codes))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(shown.sum(1))]), pa.int32())
+    users = rows.with_format("arrow")[:]["user_id"].combine_chunks()
+    return pa.table(
+        {
+            "user_id": users,
+            "item_ids": pa.ListArray.from_arrays(offsets, items),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[shown])),
+        }
+    )
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+"""Users' events in a database, SQLite or PostgreSQL: what `add` returned from outlives a crash."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+STRENGTHS = ("count", "duration", "item_duration")
+NAMES = ("event_type", "platform")
+WAIT = 10_000  # milliseconds for a lock of another process
+
+TABLES = MetaData()
+EVENTS = Table(
+    "events",
+    TABLES,
+    Column("place", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("user_id", String, nullable=False),
+    Column("item_id", String, nullable=False),
+    Column("timestamp", BigInteger, nullable=False),
+    Column("event_id", String),
+    *(Column(name, Float) for name in STRENGTHS),
+    *(Column(name, String) for name in NAMES),
+    Index("events_by_user", "user_id", "timestamp", "place"),
+    Index("events_once", "user_id", "event_id", unique=True),
+)
+
+
+class HistoryStore:
+    """The events of each user, found in order of time.
+
+    With SQLite, a write-ahead log that is flushed at every commit; deleted rows are overwritten.
+
+    Args:
+        url: `sqlite:///folder/histories.db` or `postgresql://user:password@host/name`; the table is
+            made where it is missing.
+
+    >>> store = HistoryStore("sqlite://")
+    >>> store.add([{"user_id": "ann", "item_id": "tea", "timestamp": 7}])
+    1
+    >>> store.history("ann", limit=10)
+    [{'item_id': 'tea', 'timestamp': 7}]
+    >>> store.forget("ann"), store.history("ann", limit=10)
+    (1, [])
+    """
+
+    def __init__(self, url: str) -> None:
+        if url.startswith("postgresql://"):
+            url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _set_up_sqlite)
+        TABLES.create_all(self.engine)
+
+    def add(self, events: Sequence[Mapping[str, Any]]) -> int:
+        """Store events, all or none; they are on disk when this returns.
+
+        Args:
+            events: with `user_id`, `item_id` and `timestamp` (seconds), and any of `event_id`,
+                `event_type`, `platform`, `count`, `duration`, `item_duration`.
+
+        Returns:
+            How many were new: one whose user and `event_id` are there already is left out.
+        """
+        return self.add_together([events])[0]
+
+    def add_together(self, groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
+        """[`~HistoryStore.add`] for several callers at the price of one commit."""
+        names = [column.name for column in EVENTS.columns if column.name != "place"]
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        adding = insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.place)
+        with self.engine.begin() as connection:
+            rows = [[{name: one.get(name) for name in names} for one in group] for group in groups]
+            return [len(connection.execute(adding, part).all()) if part else 0 for part in rows]
+
+    def history(self, user_id: str, *, limit: int) -> list[dict[str, Any]]:
+        """The user's latest events, oldest first, each with the fields that it has."""
+        wanted = [EVENTS.c[name] for name in ("item_id", "timestamp", *NAMES, *STRENGTHS)]
+        latest = select(*wanted).where(EVENTS.c.user_id == user_id)
+        latest = latest.order_by(EVENTS.c.timestamp.desc(), EVENTS.c.place.desc()).limit(limit)
+        with self.engine.connect() as connection:
+            rows = connection.execute(latest).mappings().all()
+        return [{k: v for k, v in row.items() if v is not None} for row in reversed(rows)]
+
+    def items(self, user_id: str) -> list[str]:
+        """Every item that the user has an event of."""
+        found = select(EVENTS.c.item_id).where(EVENTS.c.user_id == user_id).distinct()
+        with self.engine.connect() as connection:
+            return list(connection.scalars(found))
+
+    def forget(self, user_id: str) -> int:
+        """Delete all that is known of a user; returns the number of events."""
+        with self.engine.begin() as connection:
+            done = connection.execute(delete(EVENTS).where(EVENTS.c.user_id == user_id))
+        if self.is_sqlite and done.rowcount:  # nothing stays in the write-ahead log either
+            with self.engine.connect() as connection:
+                connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        return done.rowcount
+
+    def check(self) -> None:
+        """Raise where the database does not answer."""
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    for setting in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        f"busy_timeout={WAIT}",
+        "secure_delete=ON",
+    ):
+        connection.execute(f"PRAGMA {setting}")

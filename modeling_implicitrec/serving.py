@@ -1,0 +1,201 @@
+"""A checkpoint as a server uses it: many requests in outside ids at once, over stored histories."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from .modeling_implicitrec import ImplicitRecForScoring
+from .processing_implicitrec import ImplicitRecProcessor
+from .reranking import RankingRules, diverse
+from .retrieval import Index, Retriever, table_fingerprint
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one recommendation request asks for.
+
+    Args:
+        history: events, oldest first, as the processor takes them.
+        seen: outside ids to leave out with `exclude_seen`, besides the history's.
+        top_k: length of the list.
+        exclude_seen: only items that are new to the user.
+        category: only items of this category of the catalogue.
+        diversity: 0 to 1, the share of maximal marginal relevance.
+    """
+
+    history: Sequence[Mapping[str, Any]]
+    seen: Sequence[str] = ()
+    top_k: int = 10
+    exclude_seen: bool = True
+    category: str | None = None
+    diversity: float = 0.0
+
+    @property
+    def rules(self) -> tuple:
+        """What requests of one batch have in common."""
+        return self.exclude_seen, self.category, self.diversity
+
+
+class Catalogue:
+    """What is known of the items besides the model: a Parquet file of `item_id` and any of `name`,
+    `category`, `in_stock` (bool) and `boost` (added to the score).
+
+    Args:
+        processor: whose tokens the items get; items that it does not know are left out.
+        path: of the file, or None for a catalogue in which all is in stock.
+
+    Raises:
+        ValueError: where the file has no `item_id`.
+    """
+
+    def __init__(self, processor: ImplicitRecProcessor, path: str | Path | None = None) -> None:
+        size = processor.vocab_size
+        self.names: dict[int, str] = {}
+        self.in_stock = torch.ones(size, dtype=torch.bool)
+        self.boosts: torch.Tensor | None = None
+        self.categories = np.full(size, None, dtype=object)
+        if path is None:
+            return
+        table = pq.read_table(path).to_pydict()
+        if "item_id" not in table:
+            raise ValueError(f"{path}: expected a column item_id, got {sorted(table)}")
+        tokens = encode_texts(processor, map(str, table["item_id"]))
+        known = np.flatnonzero(tokens > 0)
+        own = tokens[known]
+        if "name" in table:
+            self.names = {int(token): str(table["name"][i]) for token, i in zip(own, known)}
+        if "category" in table:
+            self.categories[own] = [table["category"][i] for i in known]
+        if "in_stock" in table:
+            self.in_stock[own] = torch.tensor([bool(table["in_stock"][i]) for i in known])
+        if "boost" in table:
+            self.boosts = torch.zeros(size)
+            self.boosts[own] = torch.tensor([float(table["boost"][i] or 0) for i in known])
+
+    def rules(self, vectors: np.ndarray, category: str | None, diversity: float) -> RankingRules:
+        """The ranking rules of a request."""
+        allowed = self.in_stock
+        if category is not None:
+            allowed = allowed & torch.from_numpy(self.categories == category)
+        arrange = [diverse(vectors, share=diversity)] if diversity else []
+        return RankingRules(allowed=allowed, boosts=self.boosts, arrange=arrange)
+
+
+class ServingModel:
+    """Model, processor, index and catalogue of one checkpoint; never changed after it is made.
+
+    Args:
+        folder: checkpoint folder or Hub name.
+        catalogue: Parquet file, see [`Catalogue`].
+        find_index: makes the index of a model; by default the whole table is searched.
+
+    Raises:
+        OSError: where there is no checkpoint.
+        ValueError: where model, processor and index do not belong together.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, catalogue: str | Path | None = None, find_index: Any = None
+    ) -> None:
+        self.processor = ImplicitRecProcessor.from_pretrained(folder)
+        model = ImplicitRecForScoring.from_pretrained(folder).eval()
+        self.processor.adapt_to(model.config)
+        index: Index | None = None if find_index is None else find_index(folder, model)
+        self.retriever = Retriever(model, index)
+        self.vectors = self.retriever.table.numpy()
+        self.catalogue = Catalogue(self.processor, catalogue)
+        self.fingerprint = table_fingerprint(model)[:12]
+
+    @property
+    def model(self) -> ImplicitRecForScoring:
+        return self.retriever.model
+
+    def recommend(self, wishes: Sequence[Wish]) -> list[list[dict[str, Any]]]:
+        """Items with scores for each wish, best first; wishes of the same rules share a forward pass."""
+        answers: list[list[dict[str, Any]]] = [[] for _ in wishes]
+        groups: dict[tuple, list[int]] = {}
+        for place, wish in enumerate(wishes):
+            groups.setdefault(wish.rules, []).append(place)
+        for (exclude_seen, category, diversity), places in groups.items():
+            chosen = [wishes[place] for place in places]
+            found: Any = self.retriever.recommend(
+                **self.inputs([wish.history for wish in chosen]),
+                top_k=max(wish.top_k for wish in chosen),
+                exclude_seen=exclude_seen,
+                seen=[self._known(wish.seen) for wish in chosen] if exclude_seen else None,
+                rules=self.catalogue.rules(self.vectors, category, diversity),
+            )
+            for place, tokens, scores in zip(places, found.item_tokens, found.scores):
+                shown = [(int(t), float(s)) for t, s in zip(tokens, scores) if t > 0]
+                answers[place] = [self._item(*pair) for pair in shown[: wishes[place].top_k]]
+        return answers
+
+    @torch.no_grad()
+    def score(self, history: Sequence[Mapping[str, Any]], items: Sequence[str]) -> list:
+        """The score of each item after a history, None for an unknown one."""
+        tokens = encode_texts(self.processor, items)
+        candidates = torch.from_numpy(np.maximum(tokens, 0))[None]
+        scores = self.model(**self.inputs([history]), candidate_ids=candidates).logits[0]
+        return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
+
+    def inputs(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
+        """What the model reads of each history, padded; the items may be written as text."""
+        texts = [[str(event["item_id"]) for event in history] for history in histories]
+        known = [encode_texts(self.processor, items) > 0 for items in texts]
+        kept = [
+            [
+                {**event, "item_id": self._id(item)}
+                for event, item, there in zip(history, items, here)
+                if there
+            ]
+            for history, items, here in zip(histories, texts, known)
+        ]
+        filled = [place for place, history in enumerate(kept) if history]
+        rows: list[Any] = [kept[place] for place in filled]
+        batch = self.processor(rows or [{"item_ids": []}])
+        places = torch.tensor(filled, dtype=torch.long)
+        return {  # a history of nothing known is a row of padding
+            name: values.new_zeros(len(kept), values.shape[1]).index_copy(
+                0, places, values[: len(filled)]
+            )
+            for name, values in batch.items()
+        }
+
+    def _known(self, items: Sequence[str]) -> list[int]:
+        tokens = encode_texts(self.processor, items)
+        return tokens[tokens > 0].tolist()
+
+    def _id(self, text: str) -> str | int:
+        return text if self.processor.vocabulary.of_strings else int(text)
+
+    def _item(self, token: int, score: float) -> dict[str, Any]:
+        item = {"item_id": self.processor.decode_items([token])[0], "score": score}
+        if token in self.catalogue.names:
+            item["name"] = self.catalogue.names[token]
+        return item
+
+
+def encode_texts(processor: ImplicitRecProcessor, items: Any) -> np.ndarray:
+    """Tokens of item ids that are written as text, whatever their type in the vocabulary."""
+    texts = list(items)
+    if processor.vocabulary.of_strings:
+        return processor.encode_items(texts)
+    tokens = np.full(len(texts), -1, dtype=np.int64)
+    numbers = [_as_number(text) for text in texts]
+    places = [place for place, number in enumerate(numbers) if number is not None]
+    tokens[places] = processor.encode_items([numbers[place] for place in places])
+    return tokens
+
+
+def _as_number(text: str) -> int | None:
+    """A 64-bit integer that is written in its one usual way, else None."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        return None
+    number = int(text)
+    return number if str(number) == text and -(2**63) <= number < 2**63 else None

