@@ -124,7 +124,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         after = torch.cat([before[:, None], hidden], dim=1)  # at no new event, the first, ...
         last = (present * torch.arange(1, after.shape[1], device=hidden.device)).amax(1)
         after = after[torch.arange(len(after), device=hidden.device), last]
-        return pack_state(events, memories, after, self.fingerprint())
+        made_by = self.fingerprint() if cache is None else cache.made_by
+        return pack_state(events, memories, after, made_by)
 
     def _embed(self, events: Columns, new: slice) -> Tensor:
         """All that is known of the new events, `[batch, new, hidden_size]`."""
@@ -155,8 +156,10 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
 
     def fingerprint(self) -> str:
         """Of the weights and the vocabulary: what the states of this body can be told by."""
-        tensors = (*self.parameters(), *self.buffers())
-        versions = [(values.data_ptr(), values._version) for values in tensors]
+        # Every step asks: parameters() and buffers() would each walk the modules by name.
+        own = [(m._parameters.values(), m._buffers.values()) for m in self.modules()]
+        tensors = [values for kinds in own for kind in kinds for values in kind]
+        versions = [(v.data_ptr(), v._version) for v in tensors if v is not None]
         if self._fingerprint[0] != versions:
             found = fingerprint(self, self.config.vocabulary_fingerprint)
             self._fingerprint = (versions, found)

@@ -301,9 +301,11 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         if not 1 <= stride <= limit:
             raise ValueError(f"stride must lie in 1..{limit}, got {stride}")
         training = self.training
-        self.eval()
+        if training:  # walking through all modules takes as long as a step
+            self.eval()
         made = update_state(self.model, state, events, stride)
-        self.train(training)
+        if training:
+            self.train()
         return made
 
     @torch.no_grad()
@@ -329,9 +331,11 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         training = self.training
-        self.eval()
+        if training:  # walking through all modules takes as long as a step
+            self.eval()
         output = self(input_ids, candidate_ids=candidate_ids, **inputs)
-        self.train(training)
+        if training:
+            self.train()
         scores = output.logits.float()
         history: Any = input_ids if output.cache is None else output.cache.events["input_ids"]
         scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 4, -torch.inf)
