@@ -49,7 +49,7 @@ def hold_out_items(
     >>> splits = {name: Dataset.from_dict({"item_ids": rows}) for name, rows in parts.items()}
     >>> splits["test"] = splits["test"].add_column("target_item_ids", [[2], [2]])
     >>> cold = hold_out_items(splits, share=0.4, generator=np.random.default_rng(5))
-    >>> cold.item_ids, cold.splits["train"]["item_ids"][:], cold.counts.tolist()
+    >>> cold.item_ids, *cold.splits["train"].to_dict().values(), cold.counts.tolist()
     ([2], [[1, 3], [3]], [2])
     """
     if not 0 < share < 1:

@@ -36,7 +36,8 @@ def pseudonymise(rows: Dataset, key: bytes) -> Dataset:
         ValueError: for a key of fewer than 32 bytes.
 
     >>> rows = pseudonymise(Dataset.from_dict({"user_id": [7, 8], "input_ids": [[1], [2]]}), b"k" * 32)
-    >>> rows["user_id"][0] != rows["user_id"][1], len(rows["user_id"][0])
+    >>> first, second = rows["user_id"]
+    >>> first != second, len(first)
     (True, 32)
     """
     if len(key) < KEY_BYTES:

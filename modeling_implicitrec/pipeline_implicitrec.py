@@ -33,8 +33,9 @@ class RecommendationPipeline(Pipeline):
     >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "tea", "milk"]})
     >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=3))
     >>> recommend = pipeline("recommendation", model=model, processor=processor, device="cpu")
-    >>> [item["item_id"] for item in recommend(["tea"])]
-    ['milk']
+    >>> for item in recommend(["tea"]):
+    ...     print(item["item_id"])
+    milk
     """
 
     model: Any

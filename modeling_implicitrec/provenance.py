@@ -29,8 +29,8 @@ SECRET = re.compile(r"(--\w*token[ =])\S+|\bhf_\w+")
 class RunRecord:
     """Starts its clocks when it is made.
 
-    >>> sorted(RunRecord().to_dict())[:3]
-    ['CPU seconds', 'command', 'commit']
+    >>> "commit" in RunRecord().to_dict()
+    True
     """
 
     started: float = field(default_factory=time.monotonic)

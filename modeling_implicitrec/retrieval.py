@@ -27,7 +27,7 @@ class Index(Protocol):
 @torch.no_grad()
 def item_vectors(model: ImplicitRecForScoring) -> tuple[Tensor, Tensor]:
     """The item table `[vocab_size, hidden_size]` and the bias `[vocab_size]` as the head adds it."""
-    table = model.item_decoder.weight.detach().float()
+    table = model.item_table().detach().float()
     head = model.head
     if head.item_bias is None:
         return table, torch.zeros(len(table))

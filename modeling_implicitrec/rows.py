@@ -17,8 +17,8 @@ class SequenceRows(data.Dataset):
         rows: with list columns of numbers, as `encode_sequences` makes them.
 
     >>> rows = SequenceRows(Dataset.from_dict({"input_ids": [[3], [1, 2]], "row": [0, 1]}))
-    >>> rows[1]["input_ids"].tolist(), rows[1]["row"]
-    ([1, 2], 1)
+    >>> {name: np.size(value) for name, value in rows[1].items()}
+    {'input_ids': 2, 'row': 1}
     """
 
     def __init__(self, rows: Dataset) -> None:

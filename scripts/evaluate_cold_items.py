@@ -181,8 +181,9 @@ def markdown(report: dict) -> str:
     for name, runs in report["logs"].items():
         first = runs[0]
         lines += [f"## {name}", ""]
+        draws = f"{len(runs)} draw" + "s" * (len(runs) > 1)
         lines.append(
-            f"{first['cold items']:,} of {first['items']:,} items cold, {len(runs)} draws of them; "
+            f"{first['cold items']:,} of {first['items']:,} items cold, {draws} of them; "
             f"{mean(run['users'] for run in runs):,.0f} users with a cold target."
         )
         lines += ["", "| ranked by | " + " | ".join(f"NDCG@10, {s}" for s in SHOWN.values()) + " | "

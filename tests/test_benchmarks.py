@@ -232,3 +232,31 @@ def test_our_runner_trains_a_generated_log_and_is_profiled(tmp_path, monkeypatch
 
 def test_recbole_has_no_sampled_softmax(tmp_path):
     assert benchmark_training.settings("recbole", "sampled_softmax", 50, tmp_path) is None
+
+
+def test_the_report_of_speed_compares_medians_of_all_turns(tmp_path, monkeypatch, capsys):
+    turns = {
+        "implicitrec": iter([900.0, 1000.0, 5000.0, 1.0]),
+        "rectools": iter([90.0, 100.0, 110.0]),
+    }
+    profile = {"step seconds": 0.5, "step FLOPs": 1e9, "FLOP/s": 2e9, "limit FLOP/s": 8e9}
+    profile |= {"share of the limit": 0.25, "share of time in matrix products": 0.6}
+    profile |= {"operations": {"aten::mm": 0.6}}
+
+    def run(args, folder, library, loss, **options) -> dict:
+        found = {"labels a second": next(turns[library]), "step seconds": 0.1, "real share": 0.97}
+        found |= {"peak_bytes": 2**30, "versions": {library: "1"}}
+        return found | ({"profile": profile} if options else {})
+
+    monkeypatch.setattr(benchmark_training, "run", run)
+    monkeypatch.setattr(benchmark_training, "prepare", lambda args, name: tmp_path / name)
+    words = ["--data_dir", "none", "--logs", "[films]", "--losses", "[sampled_softmax]"]
+    words += ["--libraries", "[implicitrec, rectools]", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmark_training.py", *words])
+    benchmark_training.main()
+    found = json.loads((tmp_path / "training.json").read_text())["results"]["films"]
+    assert found["sampled_softmax"]["implicitrec"]["events a second"] == 1000
+    page = (tmp_path / "training.md").read_text()
+    assert "| rectools | 100 | 90, 110 | 10.0× | 97% | 1.00 |" in page
+    assert "2 GFLOP/s, 25% of the 8 that large products reach here" in page
+    assert (tmp_path / "training.svg").exists()
