@@ -23,7 +23,7 @@ def pad_rows(
     padded = torch.full((len(rows), width), value, dtype=dtype)
     for place, row in enumerate(rows):
         if len(row):
-            padded[place, : len(row)] = torch.as_tensor(np.asarray(row), dtype=dtype)
+            padded[place, : len(row)] = torch.from_numpy(np.array(row)).to(dtype)
     return padded
 
 
