@@ -51,7 +51,7 @@ class TrainingSpeedArguments:
     logs: list[str] = field(default_factory=lambda: list(LENGTHS))
     losses: list[str] = field(default_factory=lambda: ["softmax", "sampled_softmax"])
     libraries: list[str] = field(default_factory=lambda: [OURS, "rectools", "recbole"])
-    seconds: float = field(default=60.0, metadata={"help": "training time of each run"})
+    seconds: float = field(default=60.0, metadata={"help": "time of each run after its first step"})
     warmup: int = field(default=3, metadata={"help": "steps before speed is counted"})
     rounds: int = field(default=3, metadata={"help": "turns of each library"})
     threads: int = 2
@@ -134,7 +134,7 @@ def run(
     output.mkdir(exist_ok=True)
     job = {"data": str(folder / "splits"), "output": str(output), "settings": chosen}
     job |= {"seconds": args.seconds, "marks": [], "warmup": args.warmup, "seed": 0}
-    job |= {"threads": args.threads, "k": 10, "parts": [], "profile": profile}
+    job |= {"threads": args.threads, "k": 10, "parts": [], "profile": profile, "speed": True}
     (output / "job.json").write_text(json.dumps(job))
     python = sys.executable if library == OURS else str(peer_python(args.peers_dir, library))
     command = [sys.executable, str(SCRIPTS / "measure_process.py"), str(output / "process.json")]

@@ -112,6 +112,16 @@ def test_a_run_writes_lists_at_its_marks_while_the_clock_stands(splits, tmp_path
     assert told["labels"] == 3 * told["steps"] and calls == ["validation", "test"] * 2
 
 
+def test_speed_is_timed_from_the_first_step_on(splits, tmp_path):
+    run = peer_marks.Run(str(job(tmp_path, splits, marks=[], speed=True, warmup=1)))
+    run.since = time.perf_counter() - 60  # a minute went into making examples
+    over = []
+    while not over or not over[-1]:
+        over.append(run.step(scores_of, (1, 1, 1)))
+        time.sleep(0.06)
+    assert over == [False] * 4 + [True]
+
+
 def test_lists_of_a_run_keep_to_known_and_unseen_items(splits, tmp_path):
     run = peer_marks.Run(str(job(tmp_path, splits, seconds=9, marks=[5])))
     run.start()
