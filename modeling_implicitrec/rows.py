@@ -47,11 +47,6 @@ class SequenceRows(data.Dataset):
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
-    @property
-    def lengths(self) -> list[int]:
-        """Events of each row."""
-        return self.rows["length"]
-
 
 Column = tuple[np.ndarray, np.ndarray] | np.ndarray
 
