@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .content_implicitrec import ItemEmbedding
 from .head_implicitrec import ItemHead
+from .pairs_implicitrec import relative_frequency
 
 BLOCK = 1024  # new items compared with all others at one time
 NEAREST = 10
@@ -85,8 +86,7 @@ class CatalogueMixin:
         Args:
             item_counts: `[vocab_size]` training events of each item, 0 at padding.
         """
-        counts = torch.as_tensor(item_counts).to(self.item_frequency).clamp_min(0.5)
-        self.item_frequency.copy_(counts / counts[1:].mean())
+        self.item_frequency.copy_(relative_frequency(torch.as_tensor(item_counts)))
         if self.head.item_bias is not None:
             self.head.item_bias.weight.copy_(self.item_frequency.log()[:, None])
 
@@ -97,8 +97,9 @@ class CatalogueMixin:
         """Store the table of the co-occurrence prior.
 
         Args:
-            items: `[vocab_size, num_cooccurrences]` tokens that followed each item, 0 for none.
-            counts: of the same shape, how often.
+            items: `[vocab_size, num_cooccurrences]` tokens that go with each item, 0 for none.
+            counts: of the same shape, how often; both as [`cooccurrence_table`] makes them, from the
+                item counts that the model was told.
             folds: the same two as `[folds, vocab_size, num_cooccurrences]`: fold f is made without the
                 users whose `fold_ids` are f. They are read while training and not saved.
         """

@@ -6,12 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset, DatasetDict
 from scipy import sparse
 from tqdm.auto import tqdm
 
 from .baselines import EASE
 from .names_implicitrec import CodedNames
+from .pairs_implicitrec import (
+    BACKWARD,
+    GAP_POWER,
+    SOURCE_POWER,
+    TARGET_POWER,
+    WINDOW,
+    relative_frequency,
+)
 from .processing_implicitrec import ImplicitRecProcessor
 from .shards import map_ahead, read_batches, write_arrow
 from .weights_implicitrec import COLUMNS, is_any
@@ -143,23 +152,45 @@ def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor
 
 
 def cooccurrence_table(
-    train: Dataset, vocab_size: int, neighbours: int, *, window: int = 3, weighted: bool = False
+    train: Dataset,
+    vocab_size: int,
+    neighbours: int,
+    *,
+    item_counts: np.ndarray | None = None,
+    weighted: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The items that most often follow each item: tokens and counts `[vocab_size, neighbours]`.
+    """What goes with each item in a history: tokens and scaled counts `[vocab_size, neighbours]`.
 
-    A pair that is `g` events apart, up to `window`, counts `1 / g`; `weighted`, that times the weights
-    of both events, which is to be cross-fitted: the prior cannot take a label's own pair out of it.
+    A pair that is `g` events apart, up to 20, counts `1 / sqrt(g)` for the later item given the earlier
+    one, and 0.3 of it the other way. Counts are divided by `f_a^0.5 f_b^0.25` for the frequencies of
+    the item a that is read and of the item b that it leads to, so that neither's popularity is all that
+    is seen. The numbers are those of `pairs_implicitrec.py`; `scripts/tune_cooccurrences.py` compares them.
+
+    Args:
+        train: encoded rows.
+        vocab_size: item tokens including 0.
+        neighbours: items kept for each, those of the largest counts.
+        item_counts: `[vocab_size]` what [`~ImplicitRecForScoring.fit_item_counts`] is told; by default
+            the events of the rows.
+        weighted: count pairs times the weights of both events, which is to be cross-fitted: the prior
+            cannot take a user's own pairs out of it.
     """
     values, offsets = flat_column(train, "input_ids")
     tokens = _numpy(values)
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     evidence = _numpy(flat_column(train, "input_weights")[0]) if weighted else np.ones(len(tokens))
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
-    for gap in range(1, window + 1):
+    for gap in range(1, WINDOW + 1):
         same = row[gap:] == row[:-gap]
         pair = (tokens[:-gap][same], tokens[gap:][same])
-        weight = (evidence[:-gap][same] * evidence[gap:][same] / gap).astype(np.float32)
-        total = total + sparse.csr_matrix((weight, pair), shape=total.shape)
+        weight = evidence[:-gap][same] * evidence[gap:][same] * gap**-GAP_POWER
+        total = total + sparse.csr_matrix((weight.astype(np.float32), pair), shape=total.shape)
+    if item_counts is None:
+        item_counts = np.bincount(tokens, minlength=vocab_size)
+    frequency = relative_frequency(torch.as_tensor(item_counts)).numpy()
+    total = total + BACKWARD * total.T
+    scale = [sparse.diags_array(frequency**-power) for power in (SOURCE_POWER, TARGET_POWER)]
+    total = scale[0] @ total @ scale[1]
     coo = total.tocoo()
     order = np.lexsort((coo.col, -coo.data, coo.row))
     rows, columns, counts = coo.row[order], coo.col[order], coo.data[order]

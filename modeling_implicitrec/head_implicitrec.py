@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .content_implicitrec import ItemContent
+from .pairs_implicitrec import own_counts
 
 SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
 MEAN_STEP = 0.1  # of the running mean of states towards the batch's
+SMALLEST = 1e-6  # count; what is left below it is rounding
 
 
 def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
@@ -78,11 +80,11 @@ class CopyPrior(nn.Module):
 
 
 class CooccurrencePrior(nn.Module):
-    """Mutual excitation: counts of what followed the last few items in training, in a table.
+    """Mutual excitation: what goes with the last few items in the histories of others, by a table.
 
-    While training, the prior must not see the answer. Either the pair that is the label's own is taken
-    out of the count, or every user reads a table that was made from other users only (cross-fitting,
-    as in Wolpert's stacked generalisation, 1992).
+    While training, the prior must not see the answer. Either the user's own pairs are taken out of the
+    counts, or every user reads a table that was made from other users only (cross-fitting, as in
+    Wolpert's stacked generalisation, 1992).
     """
 
     items: Tensor
@@ -107,7 +109,7 @@ class CooccurrencePrior(nn.Module):
         self.level = nn.Parameter(torch.zeros(()))
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Source tokens and values, both `[positions, context * neighbours]`."""
+        """Source tokens and values, `[positions, context * neighbours]`, and more in training."""
         ids, columns = history["input_ids"], history["columns"]
         # An exported model has one way for all lengths; what is not there counts nothing.
         every = torch.compiler.is_compiling()
@@ -115,26 +117,31 @@ class CooccurrencePrior(nn.Module):
         gaps = gaps.to(ids.device)
         at = columns[:, None] - gaps
         place = at.clamp_min(0)
-        present = (at >= 0) & (history["weights"].gather(1, place) > 0)
-        evidence = history["weights"].gather(1, place).clamp_min(1e-9)
+        evidence = history["weights"].gather(1, place)
+        present = (at >= 0) & (evidence > 0)
         last = ids.gather(1, place) * present
-        if self.training and len(self.fold_items):
-            if "fold_ids" not in history:
-                raise ValueError(
-                    "training with cross-fitted co-occurrences expects fold_ids in the batch, got none; "
-                    "set num_folds of the collator"
-                )
-            at_fold = (history["fold_ids"][:, None], last)
-            items, counts = self.fold_items[at_fold].long(), self.fold_counts[at_fold]
-        else:
-            items, counts = self.items[last].long(), self.counts[last]
-        if self.training and "labels" in history and not len(self.fold_items):
-            own = items == history["labels"][:, None, None]
-            counts = (counts - own / (gaps + 1.0)[None, :, None]).clamp_min(0)
-        log_weight = SCALAR_STEP * (self.gap_level[: len(gaps)] + self.evidence * evidence.log())
-        log_weight = log_weight + self.time_kernel(history).gather(1, place)
+        log_weight = self.gap_level[: len(gaps)] + self.evidence * evidence.clamp_min(1e-9).log()
+        log_weight = SCALAR_STEP * log_weight + self.time_kernel(history).gather(1, place)
         weight = log_weight.clamp_max(10).exp() / (gaps + 1.0) ** self.gap_power * present
-        return items.flatten(1), (counts * weight[:, :, None]).flatten(1)
+        items, counts = self._table(history, last)
+        source, values = items.flatten(1), (counts * weight[:, :, None]).flatten(1)
+        if self.training and "own_ids" in history and not len(self.fold_items):
+            own_ids = history["own_ids"]
+            own = own_counts(own_ids, last, weight, history["item_frequency"])
+            source, values = torch.cat([source, own_ids], 1), torch.cat([values, -own], 1)
+        return source, values
+
+    def _table(self, history: dict[str, Tensor], last: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of items, `[positions, context, neighbours]` tokens and counts."""
+        if not (self.training and len(self.fold_items)):
+            return self.items[last].long(), self.counts[last]
+        if "fold_ids" not in history:
+            raise ValueError(
+                "training with cross-fitted co-occurrences expects fold_ids in the batch, got none; "
+                "set num_folds of the collator"
+            )
+        at_fold = (history["fold_ids"][:, None], last)
+        return self.fold_items[at_fold].long(), self.fold_counts[at_fold]
 
 
 Prior = CopyPrior | CooccurrencePrior
@@ -163,8 +170,8 @@ def excitation(prior: Prior, background: Tensor, counts: Tensor, items: Tensor) 
     level = 1 + SCALAR_STEP * prior.level
     if isinstance(prior, CopyPrior):
         level = level + read_rows(prior.item_level, items)[..., 0]
-    term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(1e-9).log() + level
-    return torch.where(counts > 0, torch.logaddexp(background, term) - background, 0.0)
+    term = (1 + SCALAR_STEP * prior.power) * counts.clamp_min(SMALLEST).log() + level
+    return torch.where(counts > SMALLEST, torch.logaddexp(background, term) - background, 0.0)
 
 
 class StateCentre(nn.Module):
@@ -230,23 +237,23 @@ class ItemHead(nn.Module):
             history: see [`gather_history`].
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
-        scores = self._background(hidden.shape[0], table, candidate_ids)
-        if self.cooccurrence is not None:
-            scores = self._excite(scores, self.cooccurrence, history, candidate_ids)
+        bias = self._background(table, candidate_ids)
         if candidate_ids is not None and candidate_ids.dim() == 2:
             chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
-            scores = scores + torch.einsum("ph,pch->pc", hidden, chosen)
+            scores = bias + torch.einsum("ph,pch->pc", hidden, chosen)
         else:
             chosen = table
             if candidate_ids is not None:
                 chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
-            scores = torch.addmm(scores, hidden, chosen.t())
+            scores = torch.addmm(bias, hidden, chosen.t())
+        if self.cooccurrence is not None:
+            scores = self._excite(scores, bias, self.cooccurrence, history, candidate_ids)
         if self.copy is not None:
-            scores = self._excite(scores, self.copy, history, candidate_ids)
+            scores = self._excite(scores, scores, self.copy, history, candidate_ids)
         return scores
 
-    def _background(self, positions: int, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
-        """The item bias, `[positions, items]`; padding has the lowest number that can be added to."""
+    def _background(self, table: Tensor, candidate_ids: Tensor | None) -> Tensor:
+        """The item bias, of the shape of the candidates; padding has a number that can be added to."""
         items = candidate_ids
         if items is None:
             items = torch.arange(self.vocab_size, device=table.device)
@@ -254,31 +261,35 @@ class ItemHead(nn.Module):
         if self.item_bias is not None:
             power = 1 + SCALAR_STEP * self.bias_power
             bias = power * read_rows(self.item_bias, items)[..., 0]
-        bias = bias.masked_fill(items == 0, torch.finfo(table.dtype).min / 2)
-        return bias.expand(positions, -1)
+        return bias.masked_fill(items == 0, torch.finfo(table.dtype).min / 2)
 
     def _excite(
         self,
+        scores: Tensor,
         background: Tensor,
         prior: Prior,
         history: dict[str, Tensor],
         candidate_ids: Tensor | None,
     ) -> Tensor:
-        """Add a prior's part; where the sources are few, to the items that they name only."""
+        """Add what a prior adds to a background, `[items]` or `[positions, items]`.
+
+        Where the sources are few, only to the items that they name: an item's part is shared out among
+        its sources as their values are.
+        """
         source, values = prior(history)  # [positions, sources]
-        if candidate_ids is None:
-            empty = values.new_zeros(source.shape[0], self.vocab_size)
-            counts = empty.scatter_add(1, source, values)
-            if not torch.compiler.is_compiling() and source.shape[1] >= self.vocab_size:
-                every = torch.arange(self.vocab_size, device=source.device)
-                return background + excitation(prior, background, counts, every)
-            times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
-            counts = counts.gather(1, source)
-            added = excitation(prior, background.gather(1, source), counts, source)
-            return background.scatter_add(1, source, added / times)
-        candidates = candidate_ids.expand(source.shape[0], -1)
-        counts = counts_of(candidates, source, values)
-        return background + excitation(prior, background, counts, candidates)
+        if candidate_ids is not None:
+            candidates = candidate_ids.expand(source.shape[0], -1)
+            counts = counts_of(candidates, source, values)
+            return scores + excitation(prior, background, counts, candidates)
+        counts = values.new_zeros(source.shape[0], self.vocab_size).scatter_add(1, source, values)
+        if not torch.compiler.is_compiling() and source.shape[1] >= self.vocab_size:
+            every = torch.arange(self.vocab_size, device=source.device)
+            return scores + excitation(prior, background, counts, every)
+        counts = counts.gather(1, source)
+        before = background[source] if background.dim() == 1 else background.gather(1, source)
+        share = (values / counts.clamp_min(SMALLEST)).detach()
+        added = share * excitation(prior, before, counts, source)
+        return scores.scatter_add(1, source, added)
 
 
 ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)

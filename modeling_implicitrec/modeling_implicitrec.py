@@ -26,6 +26,7 @@ from .loss_implicitrec import (
     softmax_loss,
     targets_loss,
 )
+from .pairs_implicitrec import own_events
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import Columns, UserState, event_columns, update_state
 
@@ -219,9 +220,11 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         refused = None if refused is None else refused[rows, columns]
         draws = self._draw_negatives(targets)
         names = [name for name, _ in self.head.named_parameters()]
+        own_ids = own_events(batch["input_ids"], labels, batch["negative"])
 
         def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
-            history = gather_history(batch, rows[at], columns[at]) | {"labels": targets[at]}
+            history = gather_history(batch, rows[at], columns[at])
+            history |= {"own_ids": own_ids[rows[at]], "item_frequency": self.item_frequency}
 
             def score(candidates: Tensor | None) -> Tensor:
                 inputs = (states, table, history, candidates)

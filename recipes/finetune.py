@@ -126,8 +126,8 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         counts = user_counts(train, processor.vocab_size, args.recent_days or None)
     model.fit_item_counts(counts)
     if config.num_cooccurrences:
-        items, strengths = cooccurrences(args, config, train)
-        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train))
+        items, strengths = cooccurrences(args, config, train, counts)
+        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train, counts))
     if source is not None:
         pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
         print(transfer_weights(model, source, pair, namespace=args.namespace))
@@ -155,7 +155,9 @@ def tune(args: FinetuneArguments, model: ImplicitRecForScoring) -> None:
         add_lora(model, rank=args.lora_rank)
 
 
-def cooccurrences(args: FinetuneArguments, config: ImplicitRecConfig, rows) -> tuple:
+def cooccurrences(
+    args: FinetuneArguments, config: ImplicitRecConfig, rows, counts: np.ndarray
+) -> tuple:
     """The table of the co-occurrence prior."""
     size, neighbours = config.vocab_size, config.num_cooccurrences
     if args.cooccurrence_source == "ease":
@@ -163,18 +165,18 @@ def cooccurrences(args: FinetuneArguments, config: ImplicitRecConfig, rows) -> t
     if args.cooccurrence_source == "sequence":
         if args.weighted_cooccurrences and not args.cooccurrence_folds:
             raise SystemExit("weighted_cooccurrences needs cooccurrence_folds of 2 or more")
-        window, weighted = config.cooccurrence_context, args.weighted_cooccurrences
-        return cooccurrence_table(rows, size, neighbours, window=window, weighted=weighted)
+        weighted = args.weighted_cooccurrences
+        return cooccurrence_table(rows, size, neighbours, item_counts=counts, weighted=weighted)
     raise SystemExit(f"cooccurrence_source: sequence or ease, got {args.cooccurrence_source!r}")
 
 
-def folds(args: FinetuneArguments, config: ImplicitRecConfig, train) -> tuple | None:
+def folds(args: FinetuneArguments, config: ImplicitRecConfig, train, counts) -> tuple | None:
     """The table without each group of users."""
     if not args.cooccurrence_folds:
         return None
     group = np.asarray(train["row"]) % args.cooccurrence_folds
     others = (train.select(np.flatnonzero(group != f)) for f in range(args.cooccurrence_folds))
-    tables = [cooccurrences(args, config, rows) for rows in others]
+    tables = [cooccurrences(args, config, rows, counts) for rows in others]
     return tuple(np.stack(parts) for parts in zip(*tables))
 
 

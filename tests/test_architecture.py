@@ -23,6 +23,7 @@ FLOORS = (
         "source_files",
         "compatibility_implicitrec",
         "next_items",
+        "pairs_implicitrec",
         "rows",
     },
     {"source_schema", "source_database", "cleaning"},

@@ -1,13 +1,11 @@
 """Encoded sequences are what the processor makes of each history alone."""
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from modeling_implicitrec import (
     EASE,
     ImplicitRecProcessor,
-    cooccurrence_table,
     ease_table,
     encode_sequences,
     fit_baselines,
@@ -60,28 +58,6 @@ def test_training_columns_are_the_events_end_to_end():
         [columns] = list(batches)
         assert columns["item_id"].counted() == {"a": 2, "new": 2, "b": 2}
         assert set(columns) == {"item_id", "event_type", "count"}
-
-
-def test_cooccurrences_are_counted_by_gap_within_a_row():
-    rows = Dataset(pa.table({"input_ids": [[1, 2, 3, 2], [2, 3], [1]]}))
-    items, counts = cooccurrence_table(rows, 4, 2, window=2)
-    assert items[1].tolist() == [2, 3]
-    np.testing.assert_allclose(counts[1], [1, 0.5])
-    assert items[2].tolist() == [3, 2]
-    np.testing.assert_allclose(counts[2], [2, 0.5])
-    assert items[3].tolist() == [2, 0]
-    np.testing.assert_allclose(counts[3], [1, 0])
-    assert counts[0].sum() == 0
-
-
-def test_weighted_cooccurrences_count_by_the_weights_of_both_events():
-    rows = Dataset(
-        pa.table({"input_ids": [[1, 2, 3], [1, 2]], "input_weights": [[2.0, 3.0, 0.5], [1.0, 1.0]]})
-    )
-    items, counts = cooccurrence_table(rows, 4, 2, window=2, weighted=True)
-    assert items[1].tolist() == [2, 3]
-    np.testing.assert_allclose(counts[1], [2 * 3 + 1, 2 * 0.5 / 2])
-    np.testing.assert_allclose(counts[2], [3 * 0.5, 0])
 
 
 def test_the_ease_table_holds_the_strongest_weights_of_ease():

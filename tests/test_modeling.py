@@ -146,7 +146,7 @@ def test_candidates_get_the_scores_of_the_full_catalogue():
     torch.testing.assert_close(scores, model(**batch).logits.gather(1, candidates))
 
 
-def test_the_cooccurrence_prior_adds_its_counts_and_hides_the_label():
+def test_the_cooccurrence_prior_adds_its_counts_to_the_items_that_it_names():
     model = tiny(num_cooccurrences=2, cooccurrence_context=1)
     items, counts = torch.zeros(31, 2, dtype=torch.int32), torch.zeros(31, 2)
     items[4, 0], counts[4, 0] = 9, 1.0
@@ -155,14 +155,6 @@ def test_the_cooccurrence_prior_adds_its_counts_and_hides_the_label():
     raised = (model(torch.tensor([[4]])).logits - without)[0]
     assert raised[9] > 0.1
     assert raised[10:].abs().max() == 0
-    model.head.cooccurrence.train()
-    history = {
-        "input_ids": torch.tensor([[4]]),
-        "weights": torch.ones(1, 1),
-        "columns": torch.tensor([0]),
-        "labels": torch.tensor([9]),
-    }
-    assert model.head.cooccurrence(history)[1].sum() == 0
 
 
 def test_catalogue_and_candidates_agree_however_many_items_the_prior_names():
@@ -175,35 +167,6 @@ def test_catalogue_and_candidates_agree_however_many_items_the_prior_names():
         batch = histories()
         full = model(**batch).logits[:, 1:]
         torch.testing.assert_close(model(**batch, candidate_ids=every).logits, full)
-
-
-def test_cooccurrences_of_an_event_count_by_its_weight_and_age():
-    model = tiny(num_cooccurrences=1, cooccurrence_context=2, cooccurrence_gap_power=0.0)
-    items = torch.zeros(31, 1, dtype=torch.int32)
-    items[4], items[5] = 9, 10
-    model.fit_cooccurrences(items, (items > 0).float())
-    prior = model.head.cooccurrence
-    history = {
-        "input_ids": torch.tensor([[4, 5]]),
-        "weights": torch.tensor([[4.0, 1.0]]),
-        "columns": torch.tensor([1]),
-        "timestamps": torch.tensor([[0, 1000]]),
-        "query_time": torch.tensor([1000]),
-    }
-
-    def ratio() -> float:  # of what the first event adds to what the last one does
-        source, values = prior(history)
-        assert source.tolist() == [[10, 9]]
-        return (values[0, 1] / values[0, 0]).item()
-
-    with torch.no_grad():
-        for parameter in prior.parameters():
-            parameter.zero_()
-        assert ratio() == pytest.approx(1.0)
-        prior.evidence.fill_(0.5 / SCALAR_STEP)
-        assert ratio() == pytest.approx(2.0)
-        prior.time_kernel.levels[0] = 1 / SCALAR_STEP  # of events as old as the question
-        assert ratio() == pytest.approx(2 / math.e)
 
 
 def test_what_all_histories_share_is_taken_off_their_states():
