@@ -79,7 +79,9 @@ from .provenance import RunRecord, read_period
 from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
-from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
+from .live_body import LiveBody, LiveUser
+from .live_head import Past, read_pasts
+from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
@@ -182,7 +184,6 @@ __all__ = [
     "export_onnx",
     "fit_baselines",
     "item_vectors",
-    "last_states",
     "freeze_body",
     "hide_secrets",
     "hold_out_items",

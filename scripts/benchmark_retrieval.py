@@ -21,7 +21,6 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     item_vectors,
-    last_states,
     load_sequences,
     parse_arguments,
 )
@@ -73,7 +72,7 @@ def own_model(args: RetrievalArguments) -> tuple[ImplicitRecForScoring, torch.Te
     )
     batch = collator([row | {"target_ids": []} for row in rows.select(range(args.queries))])
     del batch["target_ids"]
-    return model, last_states(model, **batch)[0]
+    return model, model.last_states(**batch)[0]
 
 
 def measure(model: ImplicitRecForScoring, states: torch.Tensor, k: int) -> dict:

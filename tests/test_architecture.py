@@ -52,6 +52,7 @@ FLOORS = (
         "reranking",
         "history_store",
         "micro_batching",
+        "live_head",
     },
     {
         "encoding",
@@ -61,6 +62,7 @@ FLOORS = (
         "joined_logs",
         "event_profile",
         "export",
+        "live_body",
         "retrieval",
         "service_limits",
         "service_schema",
