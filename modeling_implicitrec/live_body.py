@@ -10,7 +10,7 @@ from .layers_implicitrec import AttentionMixer, ConvolutionMixer, GRUMixer, Impl
 from .live_head import Past, as_array, log_buckets
 from .modeling_implicitrec import ImplicitRecForScoring
 from .head_implicitrec import SCALAR_STEP
-from .state_implicitrec import UserState
+from .state_implicitrec import UserState, extend_columns, latest_events
 
 COLUMNS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
 MORE = 16  # events that there is room for at least when there is none left
@@ -126,6 +126,24 @@ class LiveBody:
             hidden = block(hidden, memory, user.size, bias)
         user.state = self.norm(hidden) - self.mean
         return True
+
+    def update(self, user: LiveUser, *, stride: int | None = None, **event: Any) -> LiveUser:
+        """The user after an event: the same one, or where a step is not enough a new one, made of the
+        events that [`~ImplicitRecForScoring.update`] would hold.
+
+        Args:
+            stride: as there, a quarter of the window by default.
+        """
+        if self.step(user, **event):
+            return user
+        held = {name: torch.from_numpy(user.held(name).copy())[None] for name in COLUMNS}
+        if not user.timed:
+            del held["timestamps"]
+        new = {"input_weights": torch.ones(1, 1)}
+        new |= {name: torch.tensor([[value]]) for name, value in event.items()}
+        events = extend_columns(held, new)
+        stride = max(1, self.config.max_position_embeddings // 4) if stride is None else stride
+        return self.start(**latest_events(self.config, events, stride))[0]
 
     def past(self, user: LiveUser, query_time: int | None = None) -> Past:
         """What the priors read of a user, who asks at `query_time`, by default that of the last event."""

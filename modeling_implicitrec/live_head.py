@@ -102,8 +102,8 @@ class _Prior:
         tokens, values = counts
         place = np.searchsorted(candidates, tokens)
         place[place == len(candidates)] = 0
-        values = values * (candidates[place] == tokens)
-        totals = np.bincount(place, values, minlength=len(candidates))
+        there = candidates[place] == tokens
+        totals = np.bincount(place[there], values[there], minlength=len(candidates))
         raised = totals.nonzero()[0]
         term = self.power * np.log(totals[raised].clip(1e-9)) + self.levels(candidates[raised])
         scores[raised] = np.logaddexp(scores[raised], term)

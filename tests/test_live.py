@@ -33,10 +33,8 @@ def test_every_step_gives_the_scores_of_the_model(mixer, collapse):
     for place in range(3, events["input_ids"].shape[1]):
         new = at(events, slice(place, place + 1))
         state = model.update(state, **new)
-        stepped = body.step(user, **numbers(events, place))
-        if not stepped:
-            (user,) = body.start(**state.events)
-        steps += stepped
+        before, user = user, body.update(user, **numbers(events, place))
+        steps += user is before
         assert (user.held("input_ids") == state.events["input_ids"][0].numpy()).all()
         centred = model.state_centre(state.last_hidden_state)[0]
         np.testing.assert_allclose(user.state, centred, atol=1e-5, rtol=0)

@@ -175,7 +175,7 @@ def test_sources_are_counted_by_search_as_by_comparison():
     )
 
 
-@pytest.mark.parametrize("size", [10, 255, 256, 5000])
+@pytest.mark.parametrize("size", [10, 256, 20 * 256])
 def test_the_best_of_blocks_are_the_best_of_all(size):
     scores = torch.randn(7, size, generator=torch.Generator().manual_seed(0))
     scores[3, : size // 2] = -torch.inf
