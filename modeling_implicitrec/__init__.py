@@ -55,6 +55,8 @@ from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
 from .joined_logs import JoinedLogs, join_logs
+from .live_body import LiveBody, LiveUser
+from .live_head import Past, read_pasts
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
@@ -79,8 +81,6 @@ from .provenance import RunRecord, read_period
 from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
-from .live_body import LiveBody, LiveUser
-from .live_head import Past, read_pasts
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .rows import SequenceRows
 from .scoring import ModelScorer

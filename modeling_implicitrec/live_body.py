@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .head_implicitrec import SCALAR_STEP
 from .layers_implicitrec import AttentionMixer, ConvolutionMixer, GRUMixer, ImplicitRecBlock
 from .live_head import Past, as_array, log_buckets
 from .modeling_implicitrec import ImplicitRecForScoring
-from .head_implicitrec import SCALAR_STEP
 from .state_implicitrec import UserState, extend_columns, latest_events
 
 COLUMNS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
@@ -204,7 +204,9 @@ class _EvidenceBias:
     """`[heads, size]`, the attention bias of the last event to all."""
 
     def __init__(self, bias: Any) -> None:
-        self.position = as_array(bias.position.weight)[::-1].T.copy()  # [heads, longest], far to near
+        self.position = as_array(bias.position.weight)[
+            ::-1
+        ].T.copy()  # [heads, longest], far to near
         self.time = as_array(bias.time.weight).T.copy()  # [heads, buckets]
         self.beta = 1 + SCALAR_STEP * as_array(bias.beta)[:, None]
 
@@ -245,7 +247,9 @@ class _Attention:
 class _GRU:
     def __init__(self, mixer: GRUMixer) -> None:
         gru = mixer.gru
-        self.inputs, self.states = (as_array(w).T.copy() for w in (gru.weight_ih_l0, gru.weight_hh_l0))
+        self.inputs, self.states = (
+            as_array(w).T.copy() for w in (gru.weight_ih_l0, gru.weight_hh_l0)
+        )
         self.input_bias, self.state_bias = as_array(gru.bias_ih_l0), as_array(gru.bias_hh_l0)
 
     def __call__(self, hidden: np.ndarray, memory: list, size: int, bias: Any) -> np.ndarray:
@@ -284,7 +288,10 @@ class _Block:
     def __init__(self, block: ImplicitRecBlock) -> None:
         self.mixer = MIXERS[type(block.mixer)](block.mixer)
         self.mixer_norm, self.mlp_norm = _Norm(block.mixer_norm), _Norm(block.mlp_norm)
-        self.gate_up, self.down = transposed(block.mlp.gate_up_proj), transposed(block.mlp.down_proj)
+        self.gate_up, self.down = (
+            transposed(block.mlp.gate_up_proj),
+            transposed(block.mlp.down_proj),
+        )
 
     def __call__(self, hidden: np.ndarray, memory: list, size: int, bias: Any) -> np.ndarray:
         hidden = hidden + self.mixer(self.mixer_norm(hidden), memory, size, bias)

@@ -130,7 +130,7 @@ def run(args: BenchmarkArguments, items: int) -> dict:
                 taken["history"].append(timed(model.model, **history)[1])
             taken["history + top 10"].append(timed(model.recommend, **history)[1])
     report = {name: getattr(args, name) for name in SIZES} | {"items": items}
-    state = model.update(**{name: values[:, : args.length] for name, values in events.items()})
+    state = model.update(**{name: values[:, 1 : args.length] for name, values in events.items()})
     report |= {"events": args.events, "milliseconds": {}, "state": weigh(model, state)}
     for name, values in taken.items():
         p50, p99 = np.percentile(values, [50, 99])
@@ -210,7 +210,9 @@ def write_report(args: BenchmarkArguments, new: dict) -> dict:
     if report.get("machine") != machine():
         report = {"machine": machine(), "commands": [], "runs": []}
     known = {tuple(run[name] for name in SIZES): run for run in [*report["runs"], new]}
-    report["runs"] = [known[key] for key in sorted(known, key=lambda key: (key[2:], key[1], key[0]))]
+    report["runs"] = [
+        known[key] for key in sorted(known, key=lambda key: (key[2:], key[1], key[0]))
+    ]
     report["commands"] = list(dict.fromkeys([*report["commands"], args.command()]))
     report["versions"] = {name: version(name) for name in ("implicitrec", "torch", "transformers")}
     path.write_text(json.dumps(report, indent=2) + "\n")

@@ -13,6 +13,7 @@ from modeling_implicitrec import (
     read_pasts,
 )
 
+
 def numbers(events: dict[str, torch.Tensor], place: int) -> dict:
     """The event of the first user at a place."""
     return {name: values[0, place].item() for name, values in events.items()}
