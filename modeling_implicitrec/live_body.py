@@ -1,4 +1,4 @@
-"""A user followed in numpy: one event at a time, where calling a tensor library takes longer than the sums."""
+"""A user followed in numpy: of one event, a tensor library's calls take longer than the sums."""
 
 from typing import Any
 
@@ -246,7 +246,7 @@ class _Attention:
 
 class _GRU:
     def __init__(self, mixer: GRUMixer) -> None:
-        gru = mixer.gru
+        gru: Any = mixer.gru
         self.inputs, self.states = (
             as_array(w).T.copy() for w in (gru.weight_ih_l0, gru.weight_hh_l0)
         )
@@ -266,7 +266,8 @@ class _Convolution:
     def __init__(self, mixer: ConvolutionMixer) -> None:
         kernel = as_array(mixer.conv.weight)  # [2 * hidden_size, hidden_size, reach + 1]
         self.kernel = kernel.transpose(2, 1, 0).reshape(-1, len(kernel))
-        self.bias, self.output = as_array(mixer.conv.bias), transposed(mixer.o_proj)
+        bias: Any = mixer.conv.bias
+        self.bias, self.output = as_array(bias), transposed(mixer.o_proj)
 
     def __call__(self, hidden: np.ndarray, memory: list, size: int, bias: Any) -> np.ndarray:
         inputs = np.concatenate([memory[0], hidden[None]])  # [reach + 1, hidden_size]

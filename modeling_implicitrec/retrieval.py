@@ -239,7 +239,7 @@ class Retriever:
         added: Tensor | None,
         depth: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `[batch, found]` among which, but for the priors, the best are; and the score of the last."""
+        """Tokens `[batch, found]` that hold the best but for the priors; and the score of the last."""
         if isinstance(index, ExactIndex):
             left_out = torch.from_numpy(pad_tokens(barred)).to(states.device)
             tokens, scores = index.search(states, depth, added=added, barred=left_out)

@@ -54,7 +54,7 @@ class ServiceSettings:
 
     Args:
         model: checkpoint folder or Hub name, read again at a reload.
-        store: URL of the histories' database, see [`HistoryStore`].
+        store: URL of the histories' database, see [`open_store`].
         api_keys: of callers; none asks for no key.
         admin_keys: of those who may reload; without any, only SIGHUP reloads.
         catalogue: Parquet file about the items, see [`Catalogue`].
@@ -86,7 +86,7 @@ class Service:
     """The model, its users and the store of a running application; the first two are replaced whole."""
 
     settings: ServiceSettings
-    store: HistoryStore
+    store: Any
     metrics: Metrics = field(default_factory=Metrics)
     reloading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -164,6 +164,15 @@ class Service:
         return results
 
 
+def open_store(url: str) -> Any:
+    """The store of a URL: of `redis://...` a [`RedisStore`], else a [`HistoryStore`]."""
+    if not url.startswith(("redis://", "rediss://")):
+        return HistoryStore(url)
+    from .redis_store import RedisStore  # redis is an extra of its own
+
+    return RedisStore(url)
+
+
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The application; the model is loaded here, so that it is there before the first request.
 
@@ -171,7 +180,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         OSError: where there is no checkpoint.
         ValueError: where its parts do not belong together.
     """
-    service = Service(settings, HistoryStore(settings.store))
+    service = Service(settings, open_store(settings.store))
     model = MicroBatcher(
         service.answer,
         max_size=settings.max_batch,
@@ -249,7 +258,7 @@ def _add_user_routes(
         diversity: Annotated[float, Query(ge=0, le=1, description="share of diversity")] = 0.0,
     ) -> Recommendations:
         """The best items for a user; for an unknown one, the most popular."""
-        wish = {"top_k": k, "exclude_seen": exclude_seen}
+        wish: dict[str, Any] = {"top_k": k, "exclude_seen": exclude_seen}
         wish |= {"category": category, "diversity": diversity}
         made_by, items = await model(("recommend", {"user": user, "wish": wish}))
         return Recommendations(user_id=user, items=items, model=made_by)

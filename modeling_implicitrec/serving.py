@@ -160,12 +160,12 @@ class ServingModel:
         return self.body.start(**{n: v.gather(1, places) * there for n, v in batch.items()})
 
     def step(self, user: LiveUser, event: Mapping[str, Any]) -> int | None:
-        """Take an event in; returns its token, 0 for an unknown item, and None where a step is not enough."""
+        """Take an event in; its token, 0 for an unknown item, None where a step is not enough."""
         if not encode_texts(self.processor, [str(event["item_id"])])[0] > 0:
             return 0
         numbers = {n: v[0, 0].item() for n, v in self.inputs([[event]]).items()}
         del numbers["attention_mask"]
-        return numbers["input_ids"] if self.body.step(user, **numbers) else None
+        return int(numbers["input_ids"]) if self.body.step(user, **numbers) else None
 
     def _users(self, histories: Sequence[Sequence[Mapping[str, Any]] | LiveUser]) -> list[LiveUser]:
         """The users of histories, those that are not there yet made together."""

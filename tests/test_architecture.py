@@ -64,6 +64,7 @@ FLOORS = (
         "export",
         "live_body",
         "retrieval",
+        "redis_store",
         "service_limits",
         "service_schema",
     },
@@ -88,7 +89,7 @@ TRAVELLING = {
     *sys.stdlib_module_names,
 }
 # Modules that need an extra: the package root does without them, recipes and scripts name them.
-BEHIND_EXTRAS = {"ann_index", "demo_page", "history_store", "service"}
+BEHIND_EXTRAS = {"ann_index", "demo_page", "history_store", "redis_store", "service"}
 BEHIND_EXTRAS |= {"service_limits", "service_schema"}
 EMPTY_NAMES = {"utils", "util", "common", "base", "helpers", "helper", "misc", "core", "tools"}
 MAX_FILE_LINES = 400

@@ -25,7 +25,7 @@ from modeling_implicitrec import (
 )
 from modeling_implicitrec.history_store import HistoryStore
 from modeling_implicitrec.micro_batching import MicroBatcher, Overloaded
-from modeling_implicitrec.service import ServiceSettings, create_app
+from modeling_implicitrec.service import ServiceSettings, create_app, open_store
 
 ITEMS = 30
 
@@ -261,7 +261,7 @@ def test_requests_that_wait_are_computed_together_and_too_many_are_refused():
     assert isinstance(results[5], ZeroDivisionError) and isinstance(results[7], Overloaded)
 
 
-def check_store(store: HistoryStore) -> None:
+def check_store(store) -> None:
     """What every database must do."""
     first = {"user_id": "ann", "item_id": "tea", "timestamp": 30, "count": 2.0, "event_id": "1"}
     others = [
@@ -319,3 +319,16 @@ def test_postgres_keeps_histories(postgres_server):
         check_store(store)
     finally:
         store.close()
+
+
+def test_redis_keeps_histories_and_serves_them(redis_server, settings):
+    redis = pytest.importorskip("redis", reason="redis is not installed")
+    store = open_store(redis_server)
+    check_store(store)
+    store.add([{"user_id": "a:ids", "item_id": "tea", "timestamp": 1, "event_id": "1"}])
+    assert store.version("a") == (0, 0)
+    store.forget("a:ids")
+    redis.Redis.from_url(redis_server).flushall()
+    app = create_app(ServiceSettings(**vars(settings) | {"store": redis_server}))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        test_events_change_the_list_and_are_forgotten(client)
