@@ -40,7 +40,8 @@ NOTES = (
     "scores the candidates and sorts them. `history` computes the states of the whole window, as every "
     "event does without a state, and `history + top 10` is `model.recommend` of it.",
     "`faster` is the median of `history` over that of `update`; and of both with `top 10`. How many of "
-    "the best an approximate index finds is on the page about indexes: the vectors here are untrained.",
+    "the best an approximate index finds is on the page about indexes: the vectors here are untrained, "
+    "nearly alike, and where its candidates might not hold the best the whole catalogue is scanned too.",
 )
 
 

@@ -121,7 +121,7 @@ def markdown(found: dict, args: LoadArguments) -> str:
     lines += [
         "one model thread on a machine that also runs the clients. Milliseconds from the moment that a"
     ]
-    lines += ["a request was due, so that one which waits for others counts its wait.", ""]
+    lines += ["request was due, so that one which waits for others counts its wait.", ""]
     lines += ["| | p50 | p99 |", "|---|---:|---:|"]
     told = {
         "event": "event stored",
