@@ -55,6 +55,8 @@ from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
 from .joined_logs import JoinedLogs, join_logs
+from .live_body import LiveBody, LiveUser
+from .live_head import Past, read_pasts
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
@@ -79,7 +81,7 @@ from .provenance import RunRecord, read_period
 from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
-from .retrieval import ExactIndex, Retriever, item_vectors, last_states, table_fingerprint
+from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .rows import SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
@@ -143,6 +145,9 @@ __all__ = [
     "JoinedLogs",
     "LearnedEffect",
     "LearnedWeights",
+    "LiveBody",
+    "LiveUser",
+    "Past",
     "ModelScorer",
     "OnnxScorer",
     "OwnFrequency",
@@ -182,7 +187,6 @@ __all__ = [
     "export_onnx",
     "fit_baselines",
     "item_vectors",
-    "last_states",
     "freeze_body",
     "hide_secrets",
     "hold_out_items",
@@ -202,6 +206,7 @@ __all__ = [
     "quantize_onnx",
     "pseudonymise",
     "push_checkpoint",
+    "read_pasts",
     "push_sequences",
     "rank_histories",
     "read_period",

@@ -10,11 +10,13 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     create_engine,
     delete,
     event,
+    func,
     select,
     text,
 )
@@ -37,6 +39,7 @@ EVENTS = Table(
     *(Column(name, String) for name in NAMES),
     Index("events_by_user", "user_id", "timestamp", "place"),
     Index("events_once", "user_id", "event_id", unique=True),
+    sqlite_autoincrement=True,  # the place of a deleted event is never another's
 )
 
 
@@ -88,14 +91,36 @@ class HistoryStore:
             rows = [[{name: one.get(name) for name in names} for one in group] for group in groups]
             return [len(connection.execute(adding, part).all()) if part else 0 for part in rows]
 
-    def history(self, user_id: str, *, limit: int) -> list[dict[str, Any]]:
-        """The user's latest events, oldest first, each with the fields that it has."""
-        wanted = [EVENTS.c[name] for name in ("item_id", "timestamp", *NAMES, *STRENGTHS)]
-        latest = select(*wanted).where(EVENTS.c.user_id == user_id)
+    def history(
+        self, user_id: str, *, limit: int, until: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The user's latest events, oldest first, each with the fields that it has.
+
+        Args:
+            until: place of the last event that counts, see [`~HistoryStore.version`].
+        """
+        latest = _events_of(user_id)
         latest = latest.order_by(EVENTS.c.timestamp.desc(), EVENTS.c.place.desc()).limit(limit)
+        if until is not None:
+            latest = latest.where(EVENTS.c.place <= until)
+        return self._read(latest)[::-1]
+
+    def since(self, user_id: str, place: int, *, until: int) -> list[dict[str, Any]]:
+        """The user's events that were stored after a place, in the order of storing."""
+        new = _events_of(user_id).where(EVENTS.c.place > place, EVENTS.c.place <= until)
+        return self._read(new.order_by(EVENTS.c.place))
+
+    def version(self, user_id: str) -> tuple[int, int]:
+        """How many events the user has, and the place of the one that was stored last, 0 for none."""
+        counted = select(func.count(), func.coalesce(func.max(EVENTS.c.place), 0))
         with self.engine.connect() as connection:
-            rows = connection.execute(latest).mappings().all()
-        return [{k: v for k, v in row.items() if v is not None} for row in reversed(rows)]
+            events, place = connection.execute(counted.where(EVENTS.c.user_id == user_id)).one()
+        return events, place
+
+    def _read(self, wanted: Select) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            rows = connection.execute(wanted).mappings().all()
+        return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
     def items(self, user_id: str) -> list[str]:
         """Every item that the user has an event of."""
@@ -119,6 +144,11 @@ class HistoryStore:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _events_of(user_id: str) -> Select:
+    wanted = [EVENTS.c[name] for name in ("item_id", "timestamp", *NAMES, *STRENGTHS)]
+    return select(*wanted).where(EVENTS.c.user_id == user_id)
 
 
 def _set_up_sqlite(connection: Any, record: Any) -> None:

@@ -167,16 +167,23 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         query_time: Tensor | None,
     ) -> ImplicitRecScoringOutput:
         """Scores of a state after the events given, where there are any."""
+        hidden, state = self._advanced(*given, cache=cache)
+        batch = self._prior_inputs(state.events, query_time)
+        logits = self._last_scores(state.last_hidden_state, batch, candidate_ids)
+        return ImplicitRecScoringOutput(logits=logits, last_hidden_state=hidden, cache=state)
+
+    def _advanced(
+        self, *given: Tensor | None, cache: UserState | None, **named: Tensor
+    ) -> tuple[Tensor | None, UserState]:
+        """The hidden states of the events given, where there are any, and the state after them."""
         hidden, state = None, cache
         if given[0] is not None:
-            body = self.model(*given, cache=state, use_cache=True)
+            body = self.model(*given, cache=state, use_cache=True, **named)
             hidden, state = body.last_hidden_state, body.cache
         if state is None:
             raise ValueError("expected input_ids, a cache, or both; got neither")
         self.model.check_state(state)
-        batch = self._prior_inputs(state.events, query_time)
-        logits = self._last_scores(state.last_hidden_state, batch, candidate_ids)
-        return ImplicitRecScoringOutput(logits=logits, last_hidden_state=hidden, cache=state)
+        return hidden, state
 
     def _prior_inputs(self, events: Columns, query_time: Tensor | None) -> dict:
         """What the priors read, see [`gather_history`]."""
@@ -189,10 +196,39 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             "negative": negative_events(self.config, events.get("event_type_ids")),
         }
 
-    def _last_scores(self, states: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def last_states(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        cache: UserState | None = None,
+        query_time: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The centred states `[batch, hidden_size]` after the last events, and what the priors read there.
+
+        They are what the head makes the scores of, and what an index is searched with.
+
+        Args:
+            input_ids: `[batch, length]`, with the other inputs of [`ImplicitRecModel`] by name; or a
+                `cache` that holds all events.
+        """
+        if cache is not None or input_ids is None:
+            cache = self._advanced(input_ids, cache=cache, **inputs)[1]
+            states, events = cache.last_hidden_state, cache.events
+        else:
+            hidden = self.model(input_ids, **inputs).last_hidden_state
+            events = event_columns(self.config, input_ids, **inputs)
+            states = hidden[torch.arange(len(hidden)), last_events(events["input_weights"])]
+        return self._at_last(states, self._prior_inputs(events, query_time))
+
+    def _at_last(self, states: Tensor, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.arange(states.shape[0], device=states.device)
         history = gather_history(batch, rows, last_events(batch["weights"]))
-        states = self.state_centre(states)
+        return self.state_centre(states), history
+
+    def _last_scores(self, states: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
+        states, history = self._at_last(states, batch)
         scores = self.head(states, self.item_table(), history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
             scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)

@@ -33,8 +33,10 @@ from .service_schema import (
     Text,
 )
 from .serving import ServingModel, Wish
+from .user_cache import UserCache
 
 logger = logging.getLogger(__name__)
+User = Annotated[Text, Path()]
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "not a request that can be read"},
@@ -52,12 +54,13 @@ class ServiceSettings:
 
     Args:
         model: checkpoint folder or Hub name, read again at a reload.
-        store: URL of the histories' database, see [`HistoryStore`].
+        store: URL of the histories' database, see [`open_store`].
         api_keys: of callers; none asks for no key.
         admin_keys: of those who may reload; without any, only SIGHUP reloads.
         catalogue: Parquet file about the items, see [`Catalogue`].
         find_index: see [`ServingModel`].
         history_events: latest events of a user that are read.
+        cached_users: users whose state is kept in memory, see [`UserCache`].
         max_body_bytes: of a request.
         requests_per_second: of each key, or address where there are no keys.
         max_batch: requests of one model call.
@@ -71,6 +74,7 @@ class ServiceSettings:
     catalogue: str | None = None
     find_index: Any = None
     history_events: int = 1000
+    cached_users: int = 2000
     max_body_bytes: int = 1_000_000
     requests_per_second: float = 200.0
     max_batch: int = 32
@@ -79,26 +83,37 @@ class ServiceSettings:
 
 @dataclass
 class Service:
-    """The model and the store of a running application; the model is replaced whole."""
+    """The model, its users and the store of a running application; the first two are replaced whole."""
 
     settings: ServiceSettings
-    store: HistoryStore
-    model: ServingModel
+    store: Any
     metrics: Metrics = field(default_factory=Metrics)
     reloading: threading.Lock = field(default_factory=threading.Lock)
 
-    @classmethod
-    def start(cls, settings: ServiceSettings) -> "Service":
-        service = cls(settings, HistoryStore(settings.store), _load(settings))
-        service._loaded()
-        return service
+    def __post_init__(self) -> None:
+        self.reload()
+
+    @property
+    def model(self) -> ServingModel:
+        return self.users.model
 
     def reload(self) -> str:
         """Read the checkpoint again; requests that run keep the old one, and so do all if it fails."""
+        asked = self.settings
         with self.reloading:
-            self.model = _load(self.settings)
-            self._loaded()
-            return self.model.fingerprint
+            model = ServingModel(
+                asked.model, catalogue=asked.catalogue, find_index=asked.find_index
+            )
+            self.users = UserCache(
+                model,
+                self.store,
+                size=asked.cached_users,
+                history_events=asked.history_events,
+                on_read=lambda how: self.metrics.users.labels(how).inc(),
+            )
+            self.metrics.loaded.clear()
+            self.metrics.loaded.labels(model.fingerprint).set(time.time())
+            return model.fingerprint
 
     def try_reload(self) -> str | None:
         """[`~Service.reload`]; None where the checkpoint cannot be loaded, and the log says why."""
@@ -110,32 +125,32 @@ class Service:
         logger.info("serving %s", name)
         return name
 
-    def _loaded(self) -> None:
-        self.metrics.loaded.clear()
-        self.metrics.loaded.labels(self.model.fingerprint).set(time.time())
-
     def answer(self, questions: Sequence[tuple]) -> list[tuple[str, Any]]:
-        """Recommendations or scores for each question, from the model that is there at this moment."""
-        model = self.model
-        answers: list[Any] = [None] * len(questions)
+        """Recommendations or scores for each question, from the model that is there at this moment.
+
+        A `"forget"` takes a user out of memory, in its turn among the questions.
+        """
+        users = self.users
+        model = users.model
+        for kind, asked in questions:
+            if kind == "forget":
+                users.forget(asked)
         places = [place for place, (kind, _) in enumerate(questions) if kind == "recommend"]
-        wishes = [self._wish(**questions[place][1]) for place in places]
+        asked = [questions[place][1] for place in places]
+        known = users.read([one["user"] for one in asked])
+        wishes = [Wish(user.live, user.seen, **one["wish"]) for user, one in zip(known, asked)]
+        answers: list[Any] = [None] * len(questions)
         for place, items in zip(places, model.recommend(wishes)):
             answers[place] = items
         for place, (kind, asked) in enumerate(questions):
             if kind == "score":
-                answers[place] = model.score(self._history(asked), asked.item_ids)
+                answers[place] = model.score(self._history(users, asked), asked.item_ids)
         return [(model.fingerprint, answer) for answer in answers]
 
-    def _wish(self, user: str, **asked: Any) -> Wish:
-        history = self.store.history(user, limit=self.settings.history_events)
-        seen = self.store.items(user) if asked["exclude_seen"] else ()
-        return Wish(history, seen, **asked)
-
-    def _history(self, asked: ScoreIn) -> list[dict[str, Any]]:
+    def _history(self, users: UserCache, asked: ScoreIn) -> Any:
         if asked.history is not None:
             return [event.row() for event in asked.history]
-        return self.store.history(str(asked.user_id), limit=self.settings.history_events)
+        return users.read([str(asked.user_id)])[0].live
 
     def write(self, changes: Sequence[tuple]) -> list[int]:
         """Store events and forget users, in the order that they came."""
@@ -149,10 +164,13 @@ class Service:
         return results
 
 
-def _load(settings: ServiceSettings) -> ServingModel:
-    return ServingModel(
-        settings.model, catalogue=settings.catalogue, find_index=settings.find_index
-    )
+def open_store(url: str) -> Any:
+    """The store of a URL: of `redis://...` a [`RedisStore`], else a [`HistoryStore`]."""
+    if not url.startswith(("redis://", "rediss://")):
+        return HistoryStore(url)
+    from .redis_store import RedisStore  # redis is an extra of its own
+
+    return RedisStore(url)
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -162,7 +180,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         OSError: where there is no checkpoint.
         ValueError: where its parts do not belong together.
     """
-    service = Service.start(settings)
+    service = Service(settings, open_store(settings.store))
     model = MicroBatcher(
         service.answer,
         max_size=settings.max_batch,
@@ -223,7 +241,6 @@ def _add_user_routes(
     app: FastAPI, model: MicroBatcher, writer: MicroBatcher, checked: list[Any]
 ) -> None:
     service: Service = app.state.service
-    User = Annotated[Text, Path()]
 
     @app.post("/events", status_code=201, dependencies=checked)
     async def store_events(body: EventsIn) -> Stored:
@@ -241,9 +258,9 @@ def _add_user_routes(
         diversity: Annotated[float, Query(ge=0, le=1, description="share of diversity")] = 0.0,
     ) -> Recommendations:
         """The best items for a user; for an unknown one, the most popular."""
-        asked = {"user": user, "top_k": k, "exclude_seen": exclude_seen}
-        asked |= {"category": category, "diversity": diversity}
-        made_by, items = await model(("recommend", asked))
+        wish: dict[str, Any] = {"top_k": k, "exclude_seen": exclude_seen}
+        wish |= {"category": category, "diversity": diversity}
+        made_by, items = await model(("recommend", {"user": user, "wish": wish}))
         return Recommendations(user_id=user, items=items, model=made_by)
 
     @app.post("/score", dependencies=checked)
@@ -257,7 +274,9 @@ def _add_user_routes(
     @app.delete("/users/{user:path}", dependencies=checked)
     async def forget(user: User) -> Forgotten:
         """Delete every event of a user."""
-        return Forgotten(deleted=await writer(("forget", user)))
+        deleted = await writer(("forget", user))
+        await model(("forget", user))
+        return Forgotten(deleted=deleted)
 
 
 def _add_operator_routes(app: FastAPI, service: Service, checked: list[Any]) -> None:

@@ -33,6 +33,12 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self.registry,
         )
+        self.users = Counter(
+            "implicitrec_users",
+            "Users read: kept in memory, a step on, or made of their history.",
+            ["how"],
+            registry=self.registry,
+        )
         self.events = Counter("implicitrec_events", "Events stored.", registry=self.registry)
         self.loaded = Gauge(
             "implicitrec_model_loaded_seconds",

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from .live_body import LiveBody, LiveUser
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 from .reranking import RankingRules, diverse
@@ -20,16 +21,16 @@ class Wish:
     """What one recommendation request asks for.
 
     Args:
-        history: events, oldest first, as the processor takes them.
-        seen: outside ids to leave out with `exclude_seen`, besides the history's.
+        history: events, oldest first, as the processor takes them; or the user that was made of them.
+        seen: tokens to leave out with `exclude_seen`, besides the history's.
         top_k: length of the list.
         exclude_seen: only items that are new to the user.
         category: only items of this category of the catalogue.
         diversity: 0 to 1, the share of maximal marginal relevance.
     """
 
-    history: Sequence[Mapping[str, Any]]
-    seen: Sequence[str] = ()
+    history: Sequence[Mapping[str, Any]] | LiveUser
+    seen: Sequence[int] = ()
     top_k: int = 10
     exclude_seen: bool = True
     category: str | None = None
@@ -106,7 +107,7 @@ class ServingModel:
         model = ImplicitRecForScoring.from_pretrained(folder).eval()
         self.processor.adapt_to(model.config)
         index: Index | None = None if find_index is None else find_index(folder, model)
-        self.retriever = Retriever(model, index)
+        self.retriever, self.body = Retriever(model, index), LiveBody(model)
         self.vectors = self.retriever.table.numpy()
         self.catalogue = Catalogue(self.processor, catalogue)
         self.fingerprint = table_fingerprint(model)[:12]
@@ -116,18 +117,20 @@ class ServingModel:
         return self.retriever.model
 
     def recommend(self, wishes: Sequence[Wish]) -> list[list[dict[str, Any]]]:
-        """Items with scores for each wish, best first; wishes of the same rules share a forward pass."""
+        """Items with scores for each wish, best first; wishes of the same rules are ranked together."""
+        users = self._users([wish.history for wish in wishes])
         answers: list[list[dict[str, Any]]] = [[] for _ in wishes]
         groups: dict[tuple, list[int]] = {}
         for place, wish in enumerate(wishes):
             groups.setdefault(wish.rules, []).append(place)
         for (exclude_seen, category, diversity), places in groups.items():
             chosen = [wishes[place] for place in places]
-            found: Any = self.retriever.recommend(
-                **self.inputs([wish.history for wish in chosen]),
+            found: Any = self.retriever.rank(
+                torch.from_numpy(np.stack([users[place].state for place in places])),
+                [self.body.past(users[place]) for place in places],
                 top_k=max(wish.top_k for wish in chosen),
                 exclude_seen=exclude_seen,
-                seen=[self._known(wish.seen) for wish in chosen] if exclude_seen else None,
+                seen=[wish.seen for wish in chosen] if exclude_seen else None,
                 rules=self.catalogue.rules(self.vectors, category, diversity),
             )
             for place, tokens, scores in zip(places, found.item_tokens, found.scores):
@@ -135,16 +138,49 @@ class ServingModel:
                 answers[place] = [self._item(*pair) for pair in shown[: wishes[place].top_k]]
         return answers
 
-    @torch.no_grad()
-    def score(self, history: Sequence[Mapping[str, Any]], items: Sequence[str]) -> list:
+    def score(
+        self, history: Sequence[Mapping[str, Any]] | LiveUser, items: Sequence[str]
+    ) -> list[float | None]:
         """The score of each item after a history, None for an unknown one."""
+        (user,), head = self._users([history]), self.retriever.head
         tokens = encode_texts(self.processor, items)
-        candidates = torch.from_numpy(np.maximum(tokens, 0))[None]
-        scores = self.model(**self.inputs([history]), candidate_ids=candidates).logits[0]
+        candidates, places = np.unique(np.maximum(tokens, 0), return_inverse=True)
+        scores = head.scores(user.state, head.counts(self.body.past(user)), candidates)[places]
         return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
 
-    def inputs(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
-        """What the model reads of each history, padded; the items may be written as text."""
+    def read(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[LiveUser]:
+        """Users of these events, oldest first; of more than the model takes, see [`latest_window`]."""
+        batch = self.inputs(histories, max_length=max(1, *map(len, histories)))
+        sizes = batch.pop("attention_mask").sum(1)
+        limit = self.model.config.max_position_embeddings
+        kept = torch.tensor([latest_window(int(size), limit) for size in sizes])[:, None]
+        places = sizes[:, None] - kept + torch.arange(max(1, int(kept.max())))
+        there = places < sizes[:, None]
+        places = places.clamp_max(batch["input_ids"].shape[1] - 1)
+        return self.body.start(**{n: v.gather(1, places) * there for n, v in batch.items()})
+
+    def step(self, user: LiveUser, event: Mapping[str, Any]) -> int | None:
+        """Take an event in; its token, 0 for an unknown item, None where a step is not enough."""
+        if not encode_texts(self.processor, [str(event["item_id"])])[0] > 0:
+            return 0
+        numbers = {n: v[0, 0].item() for n, v in self.inputs([[event]]).items()}
+        del numbers["attention_mask"]
+        return int(numbers["input_ids"]) if self.body.step(user, **numbers) else None
+
+    def _users(self, histories: Sequence[Sequence[Mapping[str, Any]] | LiveUser]) -> list[LiveUser]:
+        """The users of histories, those that are not there yet made together."""
+        told = [history for history in histories if not isinstance(history, LiveUser)]
+        made = iter(self.read(told) if told else [])
+        return [h if isinstance(h, LiveUser) else next(made) for h in histories]
+
+    def inputs(
+        self, histories: Sequence[Sequence[Mapping[str, Any]]], *, max_length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """What the model reads of each history, padded; the items may be written as text.
+
+        Args:
+            max_length: events of each, the latest; by default what the model takes.
+        """
         texts = [[str(event["item_id"]) for event in history] for history in histories]
         known = [encode_texts(self.processor, items) > 0 for items in texts]
         kept = [
@@ -157,7 +193,7 @@ class ServingModel:
         ]
         filled = [place for place, history in enumerate(kept) if history]
         rows: list[Any] = [kept[place] for place in filled]
-        batch = self.processor(rows or [{"item_ids": []}])
+        batch = self.processor(rows or [{"item_ids": []}], max_length=max_length)
         places = torch.tensor(filled, dtype=torch.long)
         return {  # a history of nothing known is a row of padding
             name: values.new_zeros(len(kept), values.shape[1]).index_copy(
@@ -166,7 +202,8 @@ class ServingModel:
             for name, values in batch.items()
         }
 
-    def _known(self, items: Sequence[str]) -> list[int]:
+    def known_tokens(self, items: Sequence[str]) -> list[int]:
+        """The tokens of those items that the model knows, written as text."""
         tokens = encode_texts(self.processor, items)
         return tokens[tokens > 0].tolist()
 
@@ -178,6 +215,20 @@ class ServingModel:
         if token in self.catalogue.names:
             item["name"] = self.catalogue.names[token]
         return item
+
+
+def latest_window(events: int, limit: int) -> int:
+    """How many of a user's events are held, at most `limit`: so many that the first one is a multiple
+    of a quarter of the limit.
+
+    So what is held depends on the number of events only, whether they were taken in one by one or all at
+    once, and the window moves a quarter at a time.
+
+    >>> [latest_window(events, 8) for events in (3, 8, 9, 10, 11)]
+    [3, 8, 7, 8, 7]
+    """
+    stride = max(1, limit // 4)
+    return events - -(-max(0, events - limit) // stride) * stride
 
 
 def encode_texts(processor: ImplicitRecProcessor, items: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .explanation import explain
 from .serving import Catalogue, ServingModel, Wish
 
 Event = dict[str, Any]
@@ -66,21 +67,26 @@ class Showcase:
         tokens = self.processor.encode_items([item["item_id"] for item in found])
         return [(int(token), item["score"]) for token, item in zip(tokens, found)]
 
-    @torch.no_grad()
     def explain(self, events: Sequence[Event], token: int) -> list[float]:
-        """How much lower the item's score is without each event: leave-one-event-out, exactly.
+        """How much lower the item's score is without each event, [`explain`]'s `alone`.
 
-        A score is a log intensity; effects of events on each other are in more than one of the
-        differences, so they need not add up to the score.
+        Events that the model takes as one, repeats of an item, share theirs; one that it does not read
+        (an unknown item, one before its window) has 0.
         """
-        without = [[*events[:place], *events[place + 1 :]] for place in range(len(events))]
-        scores = self._scores([list(events), *without], token)
-        return (scores[0] - scores[1:]).tolist()
+        inputs = self.serving.inputs([events])
+        found = explain(self.serving.model, inputs, [token])
+        names = ["input_ids", "event_type_ids"]
+        names += [] if self.processor.collapse_repeats else ["timestamps"]
 
-    def _scores(self, histories: list[list[Event]], token: int) -> Tensor:
-        candidates = torch.full((len(histories), 1), token)
-        inputs = self.serving.inputs(histories)
-        return self.serving.model(**inputs, candidate_ids=candidates).logits[:, 0]
+        def keys(batch: dict[str, Tensor]) -> list[tuple]:
+            columns = [batch[name].flatten().tolist() for name in names if name in batch]
+            return list(zip(*columns))
+
+        there = inputs["input_weights"] > 0
+        read = keys({name: values[there] for name, values in inputs.items()})
+        parts = dict(zip(read, found.alone[0].tolist()))
+        own = keys(self.serving.inputs([[event] for event in events])) if events else []
+        return [parts.get(key, 0.0) for key in own]
 
     def neighbours(self, token: int, k: int) -> list[tuple[int, float]]:
         """The nearest items by the cosine of their embeddings."""

@@ -33,6 +33,7 @@ class ServeArguments:
     )
     index: str = field(default="exact", metadata={"help": "exact, or hnsw or ivfpq (built before)"})
     history_events: int = field(default=1000, metadata={"help": "latest events of a user read"})
+    cached_users: int = field(default=2000, metadata={"help": "users kept in memory"})
     max_body_bytes: int = field(default=1_000_000, metadata={"help": "of a request"})
     requests_per_second: float = field(default=200.0, metadata={"help": "of each key"})
     max_batch: int = field(default=32, metadata={"help": "requests of one model call"})
@@ -54,6 +55,7 @@ def main() -> None:
         catalogue=args.catalogue,
         find_index=find_index(args.index),
         history_events=args.history_events,
+        cached_users=args.cached_users,
         max_body_bytes=args.max_body_bytes,
         requests_per_second=args.requests_per_second,
         max_batch=args.max_batch,

@@ -35,7 +35,7 @@ class ChaosArguments:
     seconds: float = field(default=3.0, metadata={"help": "between two kills"})
     clients: int = field(default=4, metadata={"help": "that send at one time"})
     users: int = field(default=200, metadata={"help": "whose histories are replayed"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for what was found"})
+    output: str | None = field(default=None, metadata={"help": "JSON file; a page goes beside it"})
 
 
 class Replay:
@@ -153,6 +153,19 @@ def findings(replay: Replay, database: Path) -> dict:
     }
 
 
+def markdown(found: dict) -> str:
+    """What was found as a page of the documentation."""
+    lines = ["# A server that is killed", ""]
+    lines += [
+        f"`kill -9` {found['kills']} times while clients replayed a log; afterwards the store was"
+    ]
+    lines += ["compared with what had been acknowledged.", "", "| | |", "|---|---:|"]
+    names = [name for name in found if name not in ("kills", "examples", "answers")]
+    lines += [f"| {name} | {found[name]:,} |" for name in names]
+    lines += [f"| answers with status {s} | {times:,} |" for s, times in found["answers"].items()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     (args,) = parse_arguments(ChaosArguments)
     processor = ImplicitRecProcessor.from_pretrained(args.model)
@@ -173,6 +186,7 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if args.output:
         Path(args.output).write_text(json.dumps(found, indent=2) + "\n")
+        Path(args.output).with_suffix(".md").write_text(markdown(found))
     if found["problems"]:
         raise SystemExit(1)
 

@@ -9,6 +9,7 @@ that a request was due, so that one which waits for others counts its wait.
 
 import asyncio
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ class LoadArguments:
     events: int = field(default=1500, metadata={"help": "of the log, the latest ones"})
     most_per_second: float = field(default=100.0, metadata={"help": "requests a second, at most"})
     index: str = field(default="exact", metadata={"help": "of the server"})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the figures"})
+    output: str | None = field(default=None, metadata={"help": "JSON file; a page goes beside it"})
 
 
 def read_log(args: LoadArguments) -> tuple[list[dict], list[tuple[float, dict]]]:
@@ -111,6 +112,41 @@ def summary(took: dict[str, list[float]], statuses: Counter, lasted: float) -> d
     }
 
 
+def markdown(found: dict, args: LoadArguments) -> str:
+    """The figures as a page of the documentation."""
+    lines = ["# The service under load", ""]
+    lines += [
+        f"The latest {args.events:,} events of a log, its time compressed, against one server with"
+    ]
+    lines += [
+        "one model thread on a machine that also runs the clients. Milliseconds from the moment that a"
+    ]
+    lines += ["request was due, so that one which waits for others counts its wait.", ""]
+    lines += ["| | p50 | p99 |", "|---|---:|---:|"]
+    told = {
+        "event": "event stored",
+        "recommendations": "ten recommendations after it",
+        "both": "both",
+    }
+    for name, title in told.items():
+        figures = found["milliseconds"][name]
+        lines.append(f"| {title} | {figures['p50']} | {figures['p99']} |")
+    lines += [
+        "",
+        f"{found['requests']:,} requests, {found['requests a second']} a second; answers by",
+    ]
+    lines[-1] += f" status: {found['answers']}; 5xx: {found['5xx']}."
+    users = ", ".join(f"{how} {times:,}" for how, times in found["users"].items())
+    lines += ["", f"Users, as the server found them for a list: {users}."]
+    return "\n".join(lines) + "\n"
+
+
+def users_read(metrics: str) -> dict[str, int]:
+    """How the server found its users: `kept` in memory, `stepped`, or `made` of their history."""
+    found = re.findall(r'^implicitrec_users_total\{how="(\w+)"\} ([\d.]+)', metrics, re.M)
+    return {how: int(float(times)) for how, times in found}
+
+
 def main() -> None:
     (args,) = parse_arguments(LoadArguments)
     before, sent = read_log(args)
@@ -125,9 +161,12 @@ def main() -> None:
                 if status != 201:
                     raise SystemExit(f"the server does not take events: {status} {answer}")
             found = asyncio.run(replay(server.port, sent))
+            address = f"http://127.0.0.1:{server.port}/metrics"
+            found["users"] = users_read(httpx2.get(address).text)
     print(json.dumps(found, indent=2))
     if args.output:
         Path(args.output).write_text(json.dumps(found, indent=2) + "\n")
+        Path(args.output).with_suffix(".md").write_text(markdown(found, args))
 
 
 if __name__ == "__main__":

@@ -138,3 +138,26 @@ def postgres_server() -> Iterator[str]:
     finally:
         run("pg_ctl", "-D", cluster, "-m", "immediate", "-w", "stop")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory) -> Iterator[str]:
+    """The URL of a Redis server of the tests' own, which writes every command to disk."""
+    redis = pytest.importorskip("redis", reason="redis is not installed")
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no Redis server on this machine (redis-server not found)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes"]
+    command += ["--appendfsync", "always", "--dir", str(tmp_path_factory.mktemp("redis"))]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
+        redis.Redis.from_url(url, retry=retry).ping()
+        yield url
+    finally:
+        server.kill()
+        server.wait()

@@ -53,6 +53,7 @@ FLOORS = (
         "reranking",
         "history_store",
         "micro_batching",
+        "live_head",
     },
     {
         "encoding",
@@ -62,12 +63,15 @@ FLOORS = (
         "joined_logs",
         "event_profile",
         "export",
+        "live_body",
         "retrieval",
+        "redis_store",
         "service_limits",
         "service_schema",
     },
     {"serving", "ann_index", "batch_scoring"},
-    {"service", "showcase"},
+    {"showcase", "user_cache"},
+    {"service"},
     {"demo_page"},
     {"report_plots"},
     {"provenance", "sharing"},
@@ -86,7 +90,7 @@ TRAVELLING = {
     *sys.stdlib_module_names,
 }
 # Modules that need an extra: the package root does without them, recipes and scripts name them.
-BEHIND_EXTRAS = {"ann_index", "demo_page", "history_store", "service"}
+BEHIND_EXTRAS = {"ann_index", "demo_page", "history_store", "redis_store", "service"}
 BEHIND_EXTRAS |= {"service_limits", "service_schema"}
 EMPTY_NAMES = {"utils", "util", "common", "base", "helpers", "helper", "misc", "core", "tools"}
 MAX_FILE_LINES = 400

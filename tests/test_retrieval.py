@@ -18,7 +18,7 @@ from modeling_implicitrec import (
     pinned,
 )
 from modeling_implicitrec.head_implicitrec import counts_of
-from modeling_implicitrec.retrieval import distinct, last_states
+from modeling_implicitrec.retrieval import best_of_many
 
 ITEMS = 3000
 
@@ -57,7 +57,7 @@ def batch() -> dict:
 @pytest.mark.parametrize("options", [{}, {"exclude_seen": True}, {"use_item_bias": False}], ids=str)
 def test_what_is_retrieved_is_what_the_whole_catalogue_gives(options, exclude_seen, batch):
     model = make_model(**options)
-    index = ExactIndex(*item_vectors(model), chunk_size=700)
+    index = ExactIndex(*item_vectors(model), chunk_size=5 * ITEMS)
     asked = {"top_k": 20, "exclude_seen": exclude_seen}
     expected = model.recommend(**batch, **asked)
     found = Retriever(model, index).recommend(**batch, **asked)
@@ -66,7 +66,7 @@ def test_what_is_retrieved_is_what_the_whole_catalogue_gives(options, exclude_se
 
 
 def test_without_the_priors_candidates_the_answer_would_be_another(model, batch):
-    states, history = last_states(model, **batch)
+    states, history = model.last_states(**batch)
     untouched, _ = ExactIndex(*item_vectors(model)).search(states, 10)
     expected = model.recommend(**batch, exclude_seen=False).item_tokens
     assert (untouched != expected).any(1).sum() >= 10
@@ -74,7 +74,7 @@ def test_without_the_priors_candidates_the_answer_would_be_another(model, batch)
 
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.97), ("int8", 0.97)])
 def test_a_smaller_table_finds_nearly_the_same(model, batch, dtype, least):
-    states, _ = last_states(model, **batch)
+    states, _ = model.last_states(**batch)
     exact, _ = ExactIndex(*item_vectors(model)).search(states, 50)
     small = ExactIndex(*item_vectors(model), dtype=dtype)
     found, _ = small.search(states, 50)
@@ -146,7 +146,7 @@ def test_list_rules_arrange_what_is_shown(model, batch):
 def test_an_ann_index_is_saved_and_belongs_to_its_model(kind, least, model, batch, tmp_path):
     ann = pytest.importorskip("modeling_implicitrec.ann_index", reason="faiss is not installed")
     index = ann.AnnIndex.build(model, kind)
-    states, _ = last_states(model, **batch)
+    states, _ = model.last_states(**batch)
     exact, _ = ExactIndex(*item_vectors(model)).search(states, 10)
     found, scores = index.search(states, 10)
     assert np.mean([np.isin(f, e).mean() for f, e in zip(found, exact)]) >= least
@@ -173,4 +173,12 @@ def test_sources_are_counted_by_search_as_by_comparison():
     torch.testing.assert_close(
         counts_of(candidates, source, values), (same * values[:, None, :]).sum(2)
     )
-    assert distinct(torch.tensor([[3, 0, 3, 1], [2, 2, 2, 2]])).tolist() == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("size", [10, 256, 20 * 256])
+def test_the_best_of_blocks_are_the_best_of_all(size):
+    scores = torch.randn(7, size, generator=torch.Generator().manual_seed(0))
+    scores[3, : size // 2] = -torch.inf
+    for k in (1, 5, 10):
+        found, expected = best_of_many(scores, k), scores.topk(k, dim=1)
+        assert (found[0] == expected.values).all() and (found[1] == expected.indices).all()
