@@ -33,7 +33,7 @@ exec(Path("first.py").read_text(), names)
 model, processor = names["model"], names["processor"]
 save_checkpoint("tiny", model=model, processor=processor)
 write_model_card("tiny", model=model, processor=processor, results={})
-assert len(AutoProcessor.from_pretrained("tiny")(["tea", "milk"])["input_ids"][0]) == 2
+assert len(AutoProcessor.from_pretrained("tiny")([["tea", "milk"]])["input_ids"][0]) == 2
 assert AutoModel.from_pretrained("tiny").config.vocab_size == processor.vocab_size
 print(pipeline("recommendation", model="tiny")(["tea", "milk"], top_k=1))
 """

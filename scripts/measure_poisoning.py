@@ -240,8 +240,8 @@ def table(first: str, names: list[str], lines: dict[str, list[str]]) -> list[str
 
 
 def markdown(report: dict) -> str:
-    runs = [report["seeds"][seed] for seed in sorted(report["seeds"])]
-    seeds = ", ".join(sorted(report["seeds"]))
+    runs = [report["runs"][seed] for seed in sorted(report["runs"])]
+    seeds = ", ".join(sorted(report["runs"]))
     attacks, noise = [run["attacks"] for run in runs], [run["noise"] for run in runs]
     first = attacks[0]
     scorers = list(next(iter(first.values()))["exposure"])
@@ -275,12 +275,12 @@ def main() -> None:
     log = pd.read_csv(args.log).assign(count=1)
     log = log.astype({"personId": str, "contentId": str})
     log = log[log["personId"].isin(log["personId"].unique()[: args.users])]
-    report = {"what": " ".join(__doc__.split("\n\n", 1)[1].split()), "seeds": {}}
+    report = {"what": " ".join(__doc__.split("\n\n", 1)[1].split()), "runs": {}}
     seeds = " ".join(map(str, args.seeds))
     report["command"] = f"python scripts/measure_poisoning.py --users {args.users} --seeds {seeds}"
     for seed in args.seeds:
         made = {"attacks": measure_attacks(log, seed), "noise": measure_noise(log, seed)}
-        report["seeds"][str(seed)] = made
+        report["runs"][str(seed)] = made
         args.output.write_text(json.dumps(report, indent=1) + "\n")
         args.output.with_suffix(".md").write_text(markdown(report))
 
