@@ -7,11 +7,12 @@ PIP := $(PY) -m pip -qq --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+DIST_STAMP := $(VENV)/.installed-release
 LOG := complete_journey
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fix docs
+.PHONY: help demo test check fix docs dist
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +38,9 @@ fix: $(STAMP) ## repair what ruff can repair
 docs: $(DOCS_STAMP) ## build the documentation into site/
 	$(PY) -m mkdocs build --strict
 
+dist: $(DIST_STAMP) ## build a release into dist/, check it, try it on every Python found
+	$(PY) scripts/check_release.py
+
 $(STAMP): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "error: no interpreter called '$(PYTHON)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -49,4 +53,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DOCS_STAMP): $(STAMP)
 	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(DIST_STAMP): $(STAMP)
+	@$(PIP) install -c constraints.txt -e '.[release]'
 	@touch $@

@@ -13,6 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from datasets.table import ConcatenationTable, MemoryMappedTable, Table
 from tqdm.auto import tqdm
 
@@ -144,6 +145,7 @@ def load_sequences(folder: str | Path) -> DatasetDict:
 
     Raises:
         FileNotFoundError: where there is no such folder.
+        ValueError: where a part of it is damaged.
     """
     folder = Path(folder)
     parts = sorted(path for path in folder.glob("*") if path.is_dir() and path.name != CACHE)
@@ -155,4 +157,10 @@ def load_sequences(folder: str | Path) -> DatasetDict:
 def _load_parquet(folder: Path, cache: Path) -> Dataset:
     """One part: the others may have other columns."""
     files = {folder.name: [str(path) for path in sorted(folder.glob("*.parquet"))]}
-    return load_dataset("parquet", data_files=files, split=folder.name, cache_dir=str(cache))
+    try:
+        return load_dataset("parquet", data_files=files, split=folder.name, cache_dir=str(cache))
+    except (OSError, DatasetGenerationError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        why = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"{folder}: the sequences are damaged ({why})") from error

@@ -1,0 +1,41 @@
+"""Each row of the page of faults names a test or a script that is there."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "robustness.md").read_text()
+
+
+def test_every_row_names_tests_and_scripts_that_exist():
+    rows = [line for line in PAGE.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| tried |")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`((?:tests|scripts)/[^`]+)`", row.rsplit(" | ", 1)[1])
+        assert named, row
+        for name in named:
+            path, _, test = name.partition("::")
+            source = (ROOT / path).read_text()
+            assert not test or re.search(rf"^(async )?def {test}\(", source, re.M), name
+
+
+def test_what_the_page_says_of_fake_users_is_what_was_measured():
+    runs = json.loads((ROOT / "docs/results/poisoning.json").read_text())["runs"].values()
+    assert len(runs) >= 3
+
+    def reach(arm: str, scorer: str = "implicitrec") -> float:
+        return sum(run["attacks"][arm]["exposure"][scorer] for run in runs) / len(runs)
+
+    plain = reach("quiet, 5 %")
+    assert reach("quiet, 1 %") < 0.02 and 0.25 < plain < 0.4 and reach("quiet, 10 %") > 0.5
+    assert all(
+        reach("quiet, 5 %", one) < 0.02 for one in ("EASE (lambda 30)", "item kNN (100 neighbours)")
+    )
+    assert (
+        reach("loud, 5 %, bots are dropped") == 0 and 0.2 < reach("loud, 5 %, bots are kept") < 0.3
+    )
+    wild, clipped = reach("heavy, 5 %, nothing clipped"), reach("heavy, 5 %, weights up to 10")
+    assert 1.8 < wild / plain < 2.2 and (clipped - plain) < 0.5 * (wild - plain)
+    assert abs(reach("heavy, 5 %, weights up to 2") - plain) < 0.03
