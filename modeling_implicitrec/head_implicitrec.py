@@ -321,6 +321,9 @@ def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict
     }
     if batch["fold_ids"] is not None:
         history["fold_ids"] = batch["fold_ids"][rows]
+    if batch["own_ids"] is not None:
+        history["own_ids"] = batch["own_ids"][rows]
+        history["item_frequency"] = batch["item_frequency"]
     if batch["timestamps"] is not None:
         history["timestamps"] = batch["timestamps"][rows]
         last = history["timestamps"].gather(1, columns[:, None])[:, 0]

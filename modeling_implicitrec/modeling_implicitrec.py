@@ -193,6 +193,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             "timestamps": events.get("timestamps"),
             "query_time": query_time if self.config.use_query_time else None,
             "fold_ids": None,
+            "own_ids": None,
+            "item_frequency": self.item_frequency,
             "negative": negative_events(self.config, events.get("event_type_ids")),
         }
 
@@ -256,11 +258,10 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         refused = None if refused is None else refused[rows, columns]
         draws = self._draw_negatives(targets)
         names = [name for name, _ in self.head.named_parameters()]
-        own_ids = own_events(batch["input_ids"], labels, batch["negative"])
+        batch["own_ids"] = own_events(batch["input_ids"], labels, batch["negative"])
 
         def one_chunk(at: slice, states: Tensor, table: Tensor, *head: Tensor) -> Tensor:
             history = gather_history(batch, rows[at], columns[at])
-            history |= {"own_ids": own_ids[rows[at]], "item_frequency": self.item_frequency}
 
             def score(candidates: Tensor | None) -> Tensor:
                 inputs = (states, table, history, candidates)
