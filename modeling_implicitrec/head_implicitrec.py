@@ -179,11 +179,12 @@ class StateCentre(nn.Module):
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
+        self.fixed = False  # whether the mean stays as it is while training
         self.register_buffer("mean", torch.zeros(config.hidden_size))
 
     def forward(self, states: Tensor) -> Tensor:
         """`[positions, hidden_size]`, both; call it once a step while training."""
-        if self.training:
+        if self.training and not self.fixed:
             with torch.no_grad():
                 total = torch.cat([states.sum(0).float(), states.new_tensor([len(states)])])
                 if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -55,6 +55,7 @@ FLOORS = (
     },
     {
         "encoding",
+        "privacy",
         "item_features",
         "transfer",
         "adapters",
@@ -65,7 +66,7 @@ FLOORS = (
         "service_limits",
         "service_schema",
     },
-    {"serving", "ann_index", "batch_scoring"},
+    {"serving", "ann_index", "batch_scoring", "vocabulary_privacy"},
     {"service", "showcase"},
     {"demo_page"},
     {"report_plots"},
