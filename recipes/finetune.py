@@ -153,7 +153,8 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
 def fit_counts(args: FinetuneArguments, model: ImplicitRecForScoring, processor, train) -> None:
     """Tell the model how often items were had, and which of them together."""
     config, counts = model.config, processor.item_counts
-    if config.collapse_repeats:  # a history holds an item once: count users, not events
+    # A history that holds an item once: count users, not events; a catalogue has no counts of its own.
+    if config.collapse_repeats or not counts.any():
         counts = user_counts(train, processor.vocab_size, args.recent_days or None)
     model.fit_item_counts(counts)
     if config.num_cooccurrences:
