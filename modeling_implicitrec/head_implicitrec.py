@@ -276,7 +276,7 @@ class ItemHead(nn.Module):
             times = empty.scatter_add(1, source, torch.ones_like(values)).gather(1, source)
             counts = counts.gather(1, source)
             added = excitation(prior, background.gather(1, source), counts, source)
-            return background.scatter_add(1, source, added / times)
+            return background.scatter_add(1, source, (added / times).to(background.dtype))
         candidates = candidate_ids.expand(source.shape[0], -1)
         counts = counts_of(candidates, source, values)
         return background + excitation(prior, background, counts, candidates)

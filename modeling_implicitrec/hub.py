@@ -114,7 +114,8 @@ def write_model_card(
             `"groups"`, where it has them, are what `EvaluationResult.by_group` gives.
         data_report: `CleaningReport.to_dict()`.
         training: settings really used by name; `"users"` is the number of users trained on, `"period"`
-            the first and the last day of their events.
+            the first and the last day of their events, `"differential privacy"` what
+            `PrivacyPlan.to_dict()` gives, `"privacy audit"` what `scripts/audit_privacy.py` found.
         license: of the weights, by its Hub identifier.
 
     Returns:
@@ -137,6 +138,7 @@ def write_model_card(
     )
     settings = {name: NOT_MEASURED if x is None else x for name, x in (training or {}).items()}
     about = {name: settings.pop(name, NOT_MEASURED) for name in ("users", "period")}
+    plan, audit = settings.pop("differential privacy", None), settings.pop("privacy audit", None)
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -152,6 +154,8 @@ def write_model_card(
         lists=_protocol_tables(results, of_lists=True),
         groups=_group_tables(results),
         training=_table(("setting", "value"), _named(settings)),
+        plan=plan,
+        audit=_audit_table(audit),
     )
     return _write_text(target, card.content)
 
@@ -262,6 +266,19 @@ def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
             table = _table(("history", *map(_escape, groups)), rows)
             tables.append({"title": PROTOCOLS[protocol], "table": table})
     return tables
+
+
+def _audit_table(audit: Mapping[str, Any] | None) -> str:
+    """How well attacks told the users of the training from others."""
+    if audit is None:
+        return ""
+    attacks = {name: audit[name] for name in ("loss threshold", "calibrated")}
+    attacks["planted canaries"] = audit["exposure in bits"]["auc"]
+    rows = [
+        (name, f"{one['auc']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]")
+        for name, one in attacks.items()
+    ]
+    return _table(("attack", "AUC"), rows)
 
 
 def _measured(result: Mapping[str, Any], key: str) -> str:

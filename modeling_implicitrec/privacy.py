@@ -15,7 +15,6 @@ from transformers import Trainer
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .matrices import binary_matrix
-from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 
 SIGMA_TOLERANCE = 1e-3  # relative, of the noise multiplier that is searched for

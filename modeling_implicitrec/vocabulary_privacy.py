@@ -1,4 +1,4 @@
-"""Which items become tokens, with the people in mind who had them: enough of them, or a public catalogue."""
+"""Which items become tokens, with people in mind: had by enough of them, or of a public catalogue."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,11 +92,15 @@ def catalogue_processor(
     """
     ids = read_ids(item_ids)
     if not len(ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"a catalogue is of distinct items, got {len(ids)}, {len(set(ids))} distinct")
+        raise ValueError(
+            f"a catalogue is of distinct items, got {len(ids)}, {len(set(ids))} distinct"
+        )
     factors = dict(event_type_weights or {})
     absent = sorted(set(negative_event_types) - set(factors))
     if absent:
-        raise ValueError(f"negative_event_types need a factor in event_type_weights, {absent} have none")
+        raise ValueError(
+            f"negative_event_types need a factor in event_type_weights, {absent} have none"
+        )
     processor = ImplicitRecProcessor(
         factors,
         max_weight=max_weight,

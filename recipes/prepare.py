@@ -256,6 +256,10 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
     )
 
 
+def within(path: str, folder: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
 def read_key(path: str) -> bytes | None:
     """The key of the pseudonyms, which only its owner can read."""
     if not path:
@@ -281,6 +285,8 @@ def main() -> None:
     (args,) = parse_arguments(PrepareArguments)
     if args.push_to_hub and not args.histories_may_leave:
         raise SystemExit("push_to_hub sends people's histories: it needs histories_may_leave true")
+    if args.pseudonym_key and within(args.pseudonym_key, args.output_dir):
+        raise SystemExit("pseudonym_key must not lie in output_dir, which is pushed and made anew")
     events, names = read_events(args)
     print(events.report)
     splits = split_events(args, events)
