@@ -114,16 +114,15 @@ def write_model_card(
             `"groups"`, where it has them, are what `EvaluationResult.by_group` gives.
         data_report: `CleaningReport.to_dict()`.
         training: settings really used by name; `"users"` is the number of users trained on, `"period"`
-            the first and the last day of their events, `"differential privacy"` what
-            `PrivacyPlan.to_dict()` gives, `"privacy audit"` what `scripts/audit_privacy.py` found.
+            the first and the last day of their events, `"differential privacy"` a plan's `to_dict()`,
+            `"privacy audit"` what `scripts/audit_privacy.py` found.
         license: of the weights, by its Hub identifier.
 
     Returns:
         The path of the card.
 
     Raises:
-        ValueError: if a protocol is unknown or has no scorer, the report does not add up, or model
-            and processor do not belong together.
+        ValueError: for an unknown or empty protocol, a report that does not add up, or parts that differ.
     """
     processor.check_model(model.config)
     _check_results(results)
@@ -138,7 +137,6 @@ def write_model_card(
     )
     settings = {name: NOT_MEASURED if x is None else x for name, x in (training or {}).items()}
     about = {name: settings.pop(name, NOT_MEASURED) for name in ("users", "period")}
-    plan, audit = settings.pop("differential privacy", None), settings.pop("privacy audit", None)
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -153,9 +151,8 @@ def write_model_card(
         accuracy=_protocol_tables(results, of_lists=False),
         lists=_protocol_tables(results, of_lists=True),
         groups=_group_tables(results),
+        **_privacy(settings),
         training=_table(("setting", "value"), _named(settings)),
-        plan=plan,
-        audit=_audit_table(audit),
     )
     return _write_text(target, card.content)
 
@@ -268,10 +265,14 @@ def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
     return tables
 
 
-def _audit_table(audit: Mapping[str, Any] | None) -> str:
+def _privacy(settings: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a private training and the table of an audit, taken out of the settings."""
+    plan, audit = settings.pop("differential privacy", None), settings.pop("privacy audit", None)
+    return {"plan": plan, "audit": _audit_table(audit) if audit else ""}
+
+
+def _audit_table(audit: Mapping[str, Any]) -> str:
     """How well attacks told the users of the training from others."""
-    if audit is None:
-        return ""
     attacks = {name: audit[name] for name in ("loss threshold", "calibrated")}
     attacks["planted canaries"] = audit["exposure in bits"]["auc"]
     rows = [
