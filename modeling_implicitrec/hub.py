@@ -122,7 +122,8 @@ def write_model_card(
         The path of the card.
 
     Raises:
-        ValueError: for an unknown or empty protocol, a report that does not add up, or parts that differ.
+        ValueError: if a protocol is unknown or has no scorer, the report does not add up, or model
+            and processor do not belong together.
     """
     processor.check_model(model.config)
     _check_results(results)
@@ -151,8 +152,7 @@ def write_model_card(
         accuracy=_protocol_tables(results, of_lists=False),
         lists=_protocol_tables(results, of_lists=True),
         groups=_group_tables(results),
-        **_privacy(settings),
-        training=_table(("setting", "value"), _named(settings)),
+        **_how_made(settings),
     )
     return _write_text(target, card.content)
 
@@ -265,10 +265,12 @@ def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
     return tables
 
 
-def _privacy(settings: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a private training and the table of an audit, taken out of the settings."""
-    plan, audit = settings.pop("differential privacy", None), settings.pop("privacy audit", None)
-    return {"plan": plan, "audit": _audit_table(audit) if audit else ""}
+def _how_made(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a private training, the table of an audit, and that of all other settings."""
+    others = dict(settings)
+    plan, audit = others.pop("differential privacy", None), others.pop("privacy audit", None)
+    table = _table(("setting", "value"), _named(others))
+    return {"plan": plan, "audit": _audit_table(audit) if audit else "", "training": table}
 
 
 def _audit_table(audit: Mapping[str, Any]) -> str:
