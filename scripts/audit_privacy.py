@@ -44,6 +44,7 @@ PLAIN = {"per_device_train_batch_size": 32, "learning_rate": 0.003, "num_train_e
 PRIVATE = {"per_device_train_batch_size": 128, "learning_rate": 0.01, "num_train_epochs": 6}
 DAY = 86_400
 BOOTSTRAP = 2000
+ATTACKS = ("loss threshold", "calibrated")
 
 
 @dataclass
@@ -197,24 +198,39 @@ def cell(result: dict) -> str:
     return f"{result['auc']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}"
+
+
 def write(args: AuditArguments, results: dict) -> None:
+    source = json.loads(Path(args.data_dir, "prepare.json").read_text())["source"]
     lines = [
         "# Attacks",
         "",
-        "`python scripts/audit_privacy.py`: AUC of telling members from others",
+        f"`python scripts/audit_privacy.py` on users of {'/'.join(Path(source).parts[-2:])}, delta "
+        f"{args.delta:g}: AUC of telling members from others and planted canaries from those kept back, "
+        "with 95 % intervals over users; exposure in bits.",
+        "",
+        "| seed | model | users | loss threshold | calibrated | exposure, planted | kept back | "
+        "canaries told apart |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    lines[-1] += (
-        " and planted canaries from those kept back, with 95 % intervals; exposure in bits."
-    )
-    lines += ["", "| seed | model | users | loss threshold | calibrated | exposure, planted |"]
-    lines[-1] += " kept back | canaries told apart |"
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for seed, models in results.items():
         for name, one in models.items():
             bits = one["exposure in bits"]
             cells = [seed, name, f"{one['users attacked']:,}", cell(one["loss threshold"])]
             cells += [cell(one["calibrated"]), f"{bits['planted']:.2f}", f"{bits['kept back']:.2f}"]
             lines.append("| " + " | ".join([*cells, cell(bits["auc"])]) + " |")
+    lines += [
+        "",
+        "| mean ± deviation over seeds | loss threshold | calibrated | canaries told apart |",
+    ]
+    lines.append("|---|---:|---:|---:|")
+    for name in next(iter(results.values())):
+        several = [models[name] for models in results.values()]
+        cells = [spread([one[key]["auc"] for one in several]) for key in ATTACKS]
+        cells.append(spread([one["exposure in bits"]["auc"]["auc"] for one in several]))
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     target = Path(args.output_dir)
     (target / "privacy_audit.json").write_text(json.dumps(results, indent=2) + "\n")
     (target / "privacy_audit.md").write_text("\n".join(lines) + "\n")
