@@ -76,6 +76,12 @@ from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutpu
 from .optimization import RowWiseAdamW, SettleCallback
 from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
+from .privacy import (
+    PrivacyPlan,
+    PrivateTrainer,
+    check_private,
+    noisy_item_counts,
+)
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
 from .ranking import rank_histories
@@ -92,6 +98,7 @@ from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
 from .transfer import TransferReport, match_items, transfer_weights
+from .vocabulary_privacy import catalogue_processor, drop_rare_items
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
@@ -152,6 +159,8 @@ __all__ = [
     "OnnxScorer",
     "OwnFrequency",
     "Popularity",
+    "PrivacyPlan",
+    "PrivateTrainer",
     "RandomScores",
     "RecentPopularity",
     "RecommendationPipeline",
@@ -171,11 +180,14 @@ __all__ = [
     "append_events",
     "at_most",
     "build_sequences",
+    "catalogue_processor",
+    "check_private",
     "collapse_repeats",
     "compute_hit_metrics",
     "cooccurrence_table",
     "did_it_happen",
     "diverse",
+    "drop_rare_items",
     "ease_table",
     "encode_sequences",
     "encode_splits",
@@ -198,6 +210,7 @@ __all__ = [
     "match_items",
     "merge_lora",
     "nearest_items",
+    "noisy_item_counts",
     "open_events",
     "parse_arguments",
     "pinned",

@@ -186,11 +186,12 @@ class StateCentre(nn.Module):
 
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
+        self.fixed = False  # whether the mean stays as it is while training
         self.register_buffer("mean", torch.zeros(config.hidden_size))
 
     def forward(self, states: Tensor) -> Tensor:
         """`[positions, hidden_size]`, both; call it once a step while training."""
-        if self.training:
+        if self.training and not self.fixed:
             with torch.no_grad():
                 total = torch.cat([states.sum(0).float(), states.new_tensor([len(states)])])
                 if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -289,7 +290,7 @@ class ItemHead(nn.Module):
         before = background[source] if background.dim() == 1 else background.gather(1, source)
         share = (values / counts.clamp_min(SMALLEST)).detach()
         added = share * excitation(prior, before, counts, source)
-        return scores.scatter_add(1, source, added)
+        return scores.scatter_add(1, source, added.to(scores.dtype))
 
 
 ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)

@@ -114,7 +114,8 @@ def write_model_card(
             `"groups"`, where it has them, are what `EvaluationResult.by_group` gives.
         data_report: `CleaningReport.to_dict()`.
         training: settings really used by name; `"users"` is the number of users trained on, `"period"`
-            the first and the last day of their events.
+            the first and the last day of their events, `"differential privacy"` a plan's `to_dict()`,
+            `"privacy audit"` what `scripts/audit_privacy.py` found.
         license: of the weights, by its Hub identifier.
 
     Returns:
@@ -151,7 +152,7 @@ def write_model_card(
         accuracy=_protocol_tables(results, of_lists=False),
         lists=_protocol_tables(results, of_lists=True),
         groups=_group_tables(results),
-        training=_table(("setting", "value"), _named(settings)),
+        **_how_made(settings),
     )
     return _write_text(target, card.content)
 
@@ -262,6 +263,25 @@ def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
             table = _table(("history", *map(_escape, groups)), rows)
             tables.append({"title": PROTOCOLS[protocol], "table": table})
     return tables
+
+
+def _how_made(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a private training, the table of an audit, and that of all other settings."""
+    others = dict(settings)
+    plan, audit = others.pop("differential privacy", None), others.pop("privacy audit", None)
+    table = _table(("setting", "value"), _named(others))
+    return {"plan": plan, "audit": _audit_table(audit) if audit else "", "training": table}
+
+
+def _audit_table(audit: Mapping[str, Any]) -> str:
+    """How well attacks told the users of the training from others."""
+    attacks = {name: audit[name] for name in ("loss threshold", "calibrated")}
+    attacks["planted canaries"] = audit["exposure in bits"]["auc"]
+    rows = [
+        (name, f"{one['auc']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]")
+        for name, one in attacks.items()
+    ]
+    return _table(("attack", "AUC"), rows)
 
 
 def _measured(result: Mapping[str, Any], key: str) -> str:

@@ -248,11 +248,10 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         states = self.state_centre(hidden[rows, columns])
         if not len(rows):
             return hidden.sum() * 0
-        given = None if label_weights is None else label_weights[rows, columns]
-        if num_items is None:
-            share = normalised_label_weights(given, len(rows), hidden)
-        else:
-            share = (torch.ones_like(rows) if given is None else given) / num_items
+        given = torch.ones_like(rows) if label_weights is None else label_weights[rows, columns]
+        share = normalised_label_weights(given, len(rows), hidden)
+        if num_items is not None:
+            share = given / num_items
         targets = labels[rows, columns]
         refused = batch["negative_labels"] if self.config.negative_event_loss else None
         refused = None if refused is None else refused[rows, columns]

@@ -25,6 +25,7 @@ from modeling_implicitrec import (
     parse_arguments,
     push_checkpoint,
     results_table,
+    user_counts,
     write_model_card,
 )
 
@@ -78,22 +79,27 @@ def main() -> None:
         negative_event_type_ids=processor.negative_event_type_ids,
     )
     scorers = [ModelScorer(model), *baselines]
-    results = {name: full_ranking(args, name, scorers, rows, processor) for name in args.protocols}
+    counts = processor.item_counts
+    if not counts.any():  # of a catalogue: how many users had an item is as good for novelty
+        counts = user_counts(train, processor.vocab_size)
+    results = {name: full_ranking(args, name, scorers, rows, counts) for name in args.protocols}
     if args.history_lengths:
         for protocol, found in results.items():
             by_length(args, protocol, found, scorers, rows, num_items=processor.vocab_size - 1)
     if args.did_it_happen:
         print("\ndid it happen? a held-out event against one unseen item\n")
-        print(pointwise_table(scorers, rows, processor.item_counts, args.seed))
+        print(pointwise_table(scorers, rows, counts, args.seed))
     if Path(args.model).is_dir():
         write_results(args, results)
         if args.split == "test":
+            report = read_json(Path(args.data_dir) / "cleaning_report.json")
+            private = "differential privacy" in training  # its numbers would have no noise
             card = write_model_card(
                 args.model,
                 model=model,
                 processor=processor,
                 results=results,
-                data_report=read_json(Path(args.data_dir) / "cleaning_report.json"),
+                data_report=None if private else report,
                 training={"users": len(train), **training},
             )
             print(f"\nmodel card: {card}")
@@ -106,7 +112,7 @@ def full_ranking(
     protocol: str,
     scorers: list,
     rows: Dataset,
-    processor: ImplicitRecProcessor,
+    item_counts: np.ndarray,
 ) -> dict:
     """Print the table of one protocol and return its numbers by scorer."""
     found = {
@@ -116,8 +122,8 @@ def full_ranking(
             ks=args.ks,
             seen="exclude" if protocol == "new" else "keep",
             target_filter=protocol,
-            num_items=processor.vocab_size - 1,
-            item_counts=processor.item_counts,
+            num_items=len(item_counts) - 1,
+            item_counts=item_counts,
         )
         for scorer in scorers
     }

@@ -4,10 +4,13 @@ Runs alike under `accelerate launch` and `torchrun`. The checkpoint with the bes
 is kept; `--resume` goes on from the last one. With `refit`, settings that were chosen on the validation
 part are trained on all that came before the test. `--from_checkpoint` starts from a trained model, of the
 same catalogue or another one, and prints what of it was kept. With `--push_to_hub true --hub_model_id
-user/name` the checkpoint goes to the Hub at the end, in one commit.
+user/name` the checkpoint goes to the Hub at the end, in one commit. With `--dp_epsilon 8` training is
+differentially private (docs/privacy.md).
 """
 
 import json
+import math
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,17 +27,21 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    PrivacyPlan,
+    PrivateTrainer,
     RowWiseAdamW,
     RunRecord,
     SequenceRows,
     SettleCallback,
     add_lora,
+    check_private,
     compute_hit_metrics,
     cooccurrence_table,
     ease_table,
     freeze_body,
     load_sequences,
     merge_lora,
+    noisy_item_counts,
     parse_arguments,
     positive_events,
     push_checkpoint,
@@ -94,6 +101,14 @@ class FinetuneArguments:
         default=False,
         metadata={"help": "learn from all before the test; no evaluation, the last weights stay"},
     )
+    dp_epsilon: float = field(
+        default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
+    )
+    dp_delta: float = field(default=1e-5, metadata={"help": "well below 1 / users"})
+    dp_clip_norm: float = field(default=1.0, metadata={"help": "of a user's gradient"})
+    dp_count_noise: float = field(
+        default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
+    )
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
@@ -121,18 +136,30 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     if features is not None:
         model.fit_item_features(features)
     train = positive_events(train, processor.negative_event_type_ids)
-    counts = processor.item_counts
-    if config.collapse_repeats:  # a history holds an item once: count users, not events
-        counts = user_counts(train, processor.vocab_size, args.recent_days or None)
-    model.fit_item_counts(counts)
-    if config.num_cooccurrences:
-        items, strengths = cooccurrences(args, config, train, counts)
-        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train, counts))
+    if args.dp_epsilon:
+        check_private(config, processor, train)
+        if args.dp_count_noise:
+            noise = args.dp_count_noise
+            model.fit_item_counts(noisy_item_counts(train, processor.vocab_size, noise=noise))
+    else:
+        fit_counts(args, model, processor, train)
     if source is not None:
         pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
         print(transfer_weights(model, source, pair, namespace=args.namespace))
     tune(args, model)
     return model
+
+
+def fit_counts(args: FinetuneArguments, model: ImplicitRecForScoring, processor, train) -> None:
+    """Tell the model how often items were had, and which of them together."""
+    config, counts = model.config, processor.item_counts
+    # A history that holds an item once: count users, not events; a catalogue has no counts of its own.
+    if config.collapse_repeats or not counts.any():
+        counts = user_counts(train, processor.vocab_size, args.recent_days or None)
+    model.fit_item_counts(counts)
+    if config.num_cooccurrences:
+        items, strengths = cooccurrences(args, config, train, counts)
+        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train, counts))
 
 
 def item_features(args: FinetuneArguments) -> np.ndarray | None:
@@ -197,7 +224,7 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
     training.dataloader_pin_memory = torch.cuda.is_available()
-    if args.refit:  # the validation part is learnt from
+    if args.refit or args.dp_epsilon:  # learnt from; or no choice by people's data without noise
         training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     collator = DataCollatorForNextItem(
         max_length=model.config.max_position_embeddings,
@@ -209,10 +236,11 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         label_weight_power=args.label_weight_power,
-        seed=training.seed,
+        # A private run's draws are as secret as its noise; the card tells the run's own seed.
+        seed=secrets.randbits(63) if args.dp_epsilon else training.seed,
     )
     callbacks: list = [EpochCallback(collator)]
-    if args.early_stopping_patience and not args.refit:
+    if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     optimizer = None
     if args.row_wise_optimizer:
@@ -221,27 +249,51 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         betas = (training.adam_beta1, training.adam_beta2)
         settings = {"lr": training.learning_rate, "betas": betas, "eps": training.adam_epsilon}
         optimizer = (RowWiseAdamW, settings)
-    return Trainer(
-        model=model,
-        args=training,
-        train_dataset=SequenceRows(train.filter(lambda size: size > 1, input_columns="length")),
-        eval_dataset=SequenceRows(validation),
-        data_collator=collator,
-        preprocess_logits_for_metrics=reduce_logits_to_hits,
-        compute_metrics=compute_hit_metrics,
-        callbacks=callbacks,
-        optimizer_cls_and_kwargs=optimizer,
-    )
+    rows = SequenceRows(train.filter(lambda size: size > 1, input_columns="length"))
+    settings = {
+        "model": model,
+        "args": training,
+        "train_dataset": rows,
+        "eval_dataset": SequenceRows(validation),
+        "data_collator": collator,
+        "preprocess_logits_for_metrics": reduce_logits_to_hits,
+        "compute_metrics": compute_hit_metrics,
+        "callbacks": callbacks,
+        "optimizer_cls_and_kwargs": optimizer,
+    }
+    if not args.dp_epsilon:
+        return Trainer(**settings)
+    return PrivateTrainer(plan_privacy(args, training, num_users=len(rows)), **settings)
+
+
+def plan_privacy(args: FinetuneArguments, training: TrainingArguments, num_users: int):
+    """The noise that the run needs for its epsilon."""
+    expected = min(training.per_device_train_batch_size, num_users)
+    steps = math.ceil(training.num_train_epochs * max(1, round(num_users / expected)))
+    plan = PrivacyPlan(
+        num_users=num_users,
+        users_per_step=expected,
+        steps=training.max_steps if training.max_steps > 0 else steps,
+        noise_multiplier=1.0,
+        count_noise=args.dp_count_noise,
+        delta=args.dp_delta,
+        clip_norm=args.dp_clip_norm,
+    ).for_epsilon(args.dp_epsilon)
+    print(f"differential privacy: epsilon {plan.epsilon:.3f}, {plan}")
+    return plan
 
 
 def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     """How the checkpoint was made, for its card."""
     training, state = trainer.args, trainer.state
     batch = training.train_batch_size * training.gradient_accumulation_steps
-    best = {} if args.refit else {"best validation NDCG@10": state.best_metric}
-    period = read_period(trainer.train_dataset.rows)
+    best = {} if args.refit or args.dp_epsilon else {"best validation NDCG@10": state.best_metric}
+    private = isinstance(trainer, PrivateTrainer)
+    period = None if private else read_period(trainer.train_dataset.rows)
     if args.from_checkpoint:
         best |= {"started from": args.from_checkpoint, "tuned": args.tune}
+    if private:
+        best |= {"differential privacy": trainer.plan.to_dict()}
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
@@ -265,12 +317,13 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
     for results in folder.glob("results_*.json"):  # of an earlier training
         results.unlink()
     report = Path(args.data_dir, "cleaning_report.json")
+    known = report.exists() and not args.dp_epsilon  # its numbers are people's, without noise
     write_model_card(
         folder,
         model=trainer.model,
         processor=processor,
         results={},
-        data_report=json.loads(report.read_text()) if report.exists() else None,
+        data_report=json.loads(report.read_text()) if known else None,
         training=made,
     )
     print(f"saved to {folder}")

@@ -28,6 +28,8 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     append_events,
     build_sequences,
+    catalogue_processor,
+    drop_rare_items,
     encode_splits,
     hide_secrets,
     learn_event_weights,
@@ -65,6 +67,13 @@ class PrepareArguments:
     )
     append: str = field(default="", metadata={"help": "rows of new days, added to output_dir"})
     cleaning: dict = field(default_factory=dict, metadata={"help": "options of CleaningOptions"})
+    min_item_users: int = field(
+        default=3, metadata={"help": "people of the training part who had an item that is a token"}
+    )
+    catalogue: str = field(
+        default="",
+        metadata={"help": "CSV or Parquet file of item_id, public: nothing is learnt from the log"},
+    )
     split: str = field(default="leave_last_out", metadata={"help": "or temporal"})
     test_days: float = field(default=28.0, metadata={"help": "length of a temporal test"})
     event_type_weights: dict = field(default_factory=dict, metadata={"help": "factor per type"})
@@ -170,11 +179,42 @@ def split_events(args: PrepareArguments, events: Events) -> DatasetDict:
     raise SystemExit(f"split must be leave_last_out or temporal, got {args.split!r}")
 
 
+def public_processor(args: PrepareArguments) -> ImplicitRecProcessor:
+    """Of a public catalogue and given factors; what would sum over people is refused."""
+    cleaning = CleaningOptions(**args.cleaning)
+    learnt = {
+        "cleaning.min_item_events": (cleaning.min_item_events, 1),
+        "cleaning.clip_quantile": (cleaning.clip_quantile, None),
+        "duration_weight": (args.duration_weight, None),
+        "learn_weights": (args.learn_weights, {}),
+        "append": (args.append, ""),
+    }
+    wrong = [f"{key}: {want!r}" for key, (got, want) in learnt.items() if got != want]
+    if wrong:
+        raise SystemExit(f"with a catalogue nothing is learnt from the log; set {', '.join(wrong)}")
+    parquet = args.catalogue.endswith(".parquet")
+    table = pd.read_parquet(args.catalogue) if parquet else pd.read_csv(args.catalogue)
+    if "item_id" not in table:
+        raise SystemExit(f"{args.catalogue} needs a column item_id, has {list(table)}")
+    return catalogue_processor(
+        table["item_id"].tolist(),
+        event_type_weights=args.event_type_weights,
+        negative_event_types=args.negative_event_types,
+        use_counts=args.use_counts,
+        half_life=args.half_life_days and args.half_life_days * DAY,
+        max_weight=args.max_weight,
+    )
+
+
 def fit_processor(args: PrepareArguments, train: Dataset) -> ImplicitRecProcessor:
     """Fit on the training part; where days are added, only new items are learnt."""
+    if args.catalogue:
+        return public_processor(args)
     if args.append:
         processor = ImplicitRecProcessor.from_pretrained(Path(args.output_dir, "processor"))
-        print(f"{processor.extend(training_columns(train)):,} new items")
+        known, found = processor.vocab_size - 1, processor.extend(training_columns(train))
+        rare = drop_rare_items(processor, train, min_users=args.min_item_users, after=known)
+        print(f"{found - rare:,} new items")
         return processor
     factors = dict(args.event_type_weights)
     if args.learn_weights:
@@ -183,7 +223,7 @@ def fit_processor(args: PrepareArguments, train: Dataset) -> ImplicitRecProcesso
         learned = learn_event_weights(train, horizon=horizon, **options)
         print(learned)
         factors = learned.factors | factors
-    return ImplicitRecProcessor.fit(
+    processor = ImplicitRecProcessor.fit(
         training_columns(train),
         event_type_weights=factors or None,
         use_counts=args.use_counts,
@@ -193,6 +233,10 @@ def fit_processor(args: PrepareArguments, train: Dataset) -> ImplicitRecProcesso
         half_life=args.half_life_days and args.half_life_days * DAY,
         max_weight=args.max_weight,
     )
+    rare = drop_rare_items(processor, train, min_users=args.min_item_users)
+    if rare:
+        print(f"{rare:,} items that fewer than {args.min_item_users} people had are no tokens")
+    return processor
 
 
 def write_report(args: PrepareArguments, events: Events, encoded, processor, folder: Path) -> None:
@@ -210,6 +254,10 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
         after=profile_events(events.table),
         weights=weight_histograms(encoded["train"], processor),
     )
+
+
+def within(path: str, folder: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def read_key(path: str) -> bytes | None:
@@ -237,6 +285,8 @@ def main() -> None:
     (args,) = parse_arguments(PrepareArguments)
     if args.push_to_hub and not args.histories_may_leave:
         raise SystemExit("push_to_hub sends people's histories: it needs histories_may_leave true")
+    if args.pseudonym_key and within(args.pseudonym_key, args.output_dir):
+        raise SystemExit("pseudonym_key must not lie in output_dir, which is pushed and made anew")
     events, names = read_events(args)
     print(events.report)
     splits = split_events(args, events)

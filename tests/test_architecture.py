@@ -57,6 +57,7 @@ FLOORS = (
     },
     {
         "encoding",
+        "privacy",
         "item_features",
         "transfer",
         "adapters",
@@ -69,7 +70,7 @@ FLOORS = (
         "service_limits",
         "service_schema",
     },
-    {"serving", "ann_index", "batch_scoring"},
+    {"serving", "ann_index", "batch_scoring", "vocabulary_privacy"},
     {"showcase", "user_cache"},
     {"service"},
     {"demo_page"},
