@@ -120,7 +120,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     copy_prior: bool = False
     learn_copy_power: bool = False
     num_cooccurrences: int = 0
-    cooccurrence_context: int = 10
+    cooccurrence_context: int = 5
     cooccurrence_gap_power: float | int = 1.0
     loss_type: str = "softmax"
     num_negatives: int = 256
