@@ -32,6 +32,7 @@ from .cold_items import (
 from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
+from .default_recipe import LogStatistics, choose_settings, log_statistics, write_default_recipe
 from .encoding import (
     cooccurrence_table,
     ease_table,
@@ -111,6 +112,10 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline,
 
 __version__ = "0.1.0"
 __all__ = [
+    "LogStatistics",
+    "choose_settings",
+    "log_statistics",
+    "write_default_recipe",
     "auc",
     "coverage_at_k",
     "gini_at_k",

@@ -35,6 +35,7 @@ from modeling_implicitrec import (
     learn_event_weights,
     leave_last_out,
     load_events,
+    log_statistics,
     parse_arguments,
     profile_events,
     push_sequences,
@@ -43,10 +44,12 @@ from modeling_implicitrec import (
     temporal_split,
     training_columns,
     weight_histograms,
+    write_default_recipe,
     write_report_page,
 )
 
 DAY = 86_400
+KEPT = ("finetune.yaml", "evaluate.yaml", "item_names.parquet")  # where days are added
 SOURCES = ("source", "platforms", "append")
 
 
@@ -256,6 +259,18 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
     )
 
 
+def write_recipe(args: PrepareArguments, encoded, processor, folder: Path) -> None:
+    """Settings that follow from the log; none where nothing may be learnt from it, or can be."""
+    if args.catalogue or max(encoded["train"]["length"], default=0) < 2:
+        return
+    window = args.test_days if args.split == "temporal" else None
+    log = log_statistics(encoded, processor.vocab_size, window_days=window)
+    output = Path("outputs", Path(args.output_dir).name)
+    chosen = write_default_recipe(folder, log, data_dir=args.output_dir, output_dir=output)
+    for key, value, reason in chosen:
+        print(f"  {key}: {value}  ({reason})")
+
+
 def within(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
@@ -300,17 +315,20 @@ def main() -> None:
     write_report(args, events, encoded, processor, partial)
     if args.keep_events or args.append:
         save_events(events, partial / "events")
-    old_names = target / "item_names.parquet"
     if names is not None:
         names.to_parquet(partial / "item_names.parquet", index=False)
-    elif args.append and old_names.exists():
-        shutil.copy(old_names, partial)
+    write_recipe(args, encoded, processor, partial)
+    if args.append:
+        for kept in filter(Path.exists, (target / name for name in KEPT)):
+            shutil.copy(kept, partial)
     written = vars(args) | {name: without_secrets(getattr(args, name)) for name in SOURCES}
     (partial / "prepare.json").write_text(json.dumps(written, indent=2))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     rows = ", ".join(f"{name} {len(part):,}" for name, part in encoded.items())
     print(f"{processor.vocab_size - 1:,} items; users: {rows}; written to {target}")
+    if Path(target, KEPT[0]).exists():
+        print(f"next: python recipes/finetune.py {target / KEPT[0]}")
     if args.push_to_hub:
         push(args)
 

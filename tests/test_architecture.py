@@ -57,6 +57,7 @@ FLOORS = (
     },
     {
         "encoding",
+        "default_recipe",
         "privacy",
         "item_features",
         "transfer",

@@ -95,6 +95,16 @@ def test_every_finetuning_yaml_trains_two_steps(path, data, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
+def test_the_recipe_that_prepare_writes_trains_and_is_evaluated(data, tmp_path):
+    written = yaml.safe_load((data / "finetune.yaml").read_text())
+    assert written["data_dir"] == str(data)
+    options = {"output_dir": tmp_path, "max_steps": 2, "use_cpu": "true", "save_steps": 2}
+    options |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2}
+    run("finetune", str(data / "finetune.yaml"), *words(options))
+    run("evaluate", str(data / "evaluate.yaml"), "--model", str(tmp_path))
+    assert "own frequency" in json.loads((tmp_path / "results_test.json").read_text())["all"]
+
+
 @pytest.mark.parametrize(
     "path", sorted(RECIPES.glob("*/prepare.yaml")), ids=lambda p: p.parent.name
 )

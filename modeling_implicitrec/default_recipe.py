@@ -1,0 +1,209 @@
+"""Training settings that follow from a log's statistics, written as a recipe with its reasons."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import DatasetDict
+
+from .matrices import flatten_tokens
+
+LABELS_A_STEP = 1500  # events that a step learns from
+STEPS = 1500  # that a model of a small log needs
+FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach
+EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
+LONG = 100  # events from which histories are long
+REPEATS = 0.02  # share of events from which what comes again is a question of its own
+EVALUATION = (
+    "eval_strategy: epoch",
+    "save_strategy: epoch",
+    "save_total_limit: 2",
+    "load_best_model_at_end: true",
+    "metric_for_best_model: ndcg@10",
+    "early_stopping_patience: 3",
+)
+
+
+@dataclass(frozen=True)
+class LogStatistics:
+    """What the settings are chosen by; of the training part alone.
+
+    Args:
+        users: people with at least two events.
+        events: of all people.
+        items: tokens.
+        long_length: events that 95 % of the people do not exceed.
+        repeat_share: events whose item the same person had before.
+        window_days: length of a temporal test; `None` for leave-last-out.
+    """
+
+    users: int
+    events: int
+    items: int
+    long_length: int
+    repeat_share: float
+    window_days: float | None = None
+
+    @property
+    def events_an_item(self) -> float:
+        return self.events / max(self.items, 1)
+
+    @property
+    def labels_a_user(self) -> float:
+        return min(self.events / max(self.users, 1), self.long_length)
+
+
+class Choice(NamedTuple):
+    """A setting and why it is so; settings of the model are named `model.<key>`."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def log_statistics(
+    splits: DatasetDict, vocab_size: int, *, window_days: float | None = None
+) -> LogStatistics:
+    """The statistics of encoded sequences.
+
+    Raises:
+        ValueError: if no person of the training part has two events.
+
+    >>> from datasets import Dataset
+    >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 1], [3], [2, 3]]})
+    >>> log = log_statistics(DatasetDict(train=rows), 4)
+    >>> log.users, log.events, log.items, log.long_length, round(log.repeat_share, 3)
+    (2, 6, 3, 3, 0.167)
+    """
+    tokens, owners = flatten_tokens(splits["train"], vocab_size)
+    lengths = np.bincount(owners, minlength=1)
+    lengths = lengths[lengths > 1]
+    if not len(lengths):
+        raise ValueError("expected people with two events or more in the training part, got none")
+    pairs = len(np.unique(owners * vocab_size + tokens))
+    return LogStatistics(
+        users=len(lengths),
+        events=len(tokens),
+        items=vocab_size - 1,
+        long_length=int(np.ceil(np.quantile(lengths, 0.95))),
+        repeat_share=1 - pairs / len(tokens),
+        window_days=window_days,
+    )
+
+
+def choose_settings(log: LogStatistics) -> list[Choice]:
+    """Settings for `finetune.py`, each with its reason.
+
+    >>> log = LogStatistics(22_363, 131_413, 12_068, long_length=15, repeat_share=0.0)
+    >>> {c.key: c.value for c in choose_settings(log)}["model.hidden_dropout_prob"]
+    0.5
+    """
+    ease = log.window_days is not None and log.items <= EASE_ITEMS
+    return [*_sizes(log, ease), *_priors(log, ease), *_loss(log), *_schedule(log, ease)]
+
+
+def _sizes(log: LogStatistics, ease: bool) -> list[Choice]:
+    width = 128 if log.events > 5_000_000 else 32 if ease else 64
+    density = log.events_an_item
+    dropout = 0.5 if density < 15 else 0.3 if density < 200 else 0.2
+    longest = 256 if ease else int(np.clip(-(-log.long_length // 10) * 10, 20, 100))
+    return [
+        Choice("model.hidden_size", width, f"{log.events:,} events"),
+        Choice("model.intermediate_size", 2 * width, "twice the width"),
+        Choice("model.hidden_dropout_prob", dropout, f"{density:.3g} events an item"),
+        Choice(
+            "model.max_position_embeddings",
+            longest,
+            f"95 % have at most {log.long_length:,} events",
+        ),
+    ]
+
+
+def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
+    share = f"{log.repeat_share:.1%} of the events repeat an item"
+    long, lengths = log.long_length >= LONG, f"95 % have at most {log.long_length:,} events"
+    chosen = [
+        Choice("model.copy_prior", log.repeat_share >= REPEATS, share),
+        Choice("model.exclude_seen", log.repeat_share < 0.001, share),
+        Choice("model.num_cooccurrences", min(128 if ease or long else 64, log.items), lengths),
+    ]
+    if long and not ease:
+        chosen.append(Choice("model.cooccurrence_context", 10, lengths))
+    if ease:
+        window = f"the test asks for all items of {log.window_days:g} days"
+        chosen += [
+            Choice("model.collapse_repeats", True, window),
+            Choice("model.cooccurrence_context", 256, "the whole history is read"),
+            Choice("model.cooccurrence_gap_power", 0.0, "however long ago"),
+            Choice("cooccurrence_source", "ease", f"{log.items:,} items"),
+            Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
+            Choice("target_window_days", log.window_days, window),
+        ]
+    return chosen
+
+
+def _loss(log: LogStatistics) -> list[Choice]:
+    items = f"{log.items:,} items"
+    if log.items <= FULL_SOFTMAX_ITEMS:
+        return [Choice("model.loss_type", "softmax", items)]
+    return [
+        Choice("model.loss_type", "sampled_softmax", items),
+        Choice("model.num_negatives", 1024, "shared by a step"),
+        Choice("row_wise_optimizer", True, "a step's cost does not grow with the catalogue"),
+    ]
+
+
+def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
+    rows = LABELS_A_STEP / max(log.labels_a_user, 1)
+    batch = 32 if ease else int(np.clip(2 ** int(np.log2(max(rows, 1))), 32, 256))
+    steps = -(-log.users // batch)
+    epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
+    warmup = max(1, min(200, steps * epochs // 10))
+    sparse = log.events_an_item < 15
+    return [
+        Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
+        Choice("per_device_train_batch_size", batch, f"about {log.labels_a_user:.3g} labels each"),
+        Choice("learning_rate", 0.002 if ease else 0.001, "Adam's usual one, for this width"),
+        Choice("warmup_steps", warmup, "a tenth of all, at most 200"),
+        Choice("weight_decay", 0.5 if sparse else 0.01, f"{log.events_an_item:.3g} events an item"),
+    ]
+
+
+def write_default_recipe(
+    folder: str | Path, log: LogStatistics, *, data_dir: str | Path, output_dir: str | Path
+) -> list[Choice]:
+    """Write `finetune.yaml` and `evaluate.yaml` for a log into a folder, and give what was chosen.
+
+    Args:
+        folder: where the two files go.
+        log: see [`log_statistics`].
+        data_dir: the prepared data, as the files are to name it.
+        output_dir: where training is to write the checkpoint.
+    """
+    chosen = choose_settings(log)
+    lines = [
+        "# Chosen from what the training part of the log is like; change what you like.",
+        f"data_dir: {data_dir}",
+        f"output_dir: {output_dir}",
+        "model:",
+    ]
+    own = [choice for choice in chosen if choice.key.startswith("model.")]
+    lines += [f"  {_line(choice.key.removeprefix('model.'), choice)}" for choice in own]
+    lines += [_line(choice.key, choice) for choice in chosen if choice not in own]
+    lines += ["per_device_eval_batch_size: 256", "lr_scheduler_type: cosine"]
+    lines += ["train_sampling_strategy: group_by_length", *EVALUATION]
+    lines += ["logging_steps: 50", "report_to: none", "seed: 0"]
+    Path(folder, "finetune.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    repeats = log.repeat_share >= REPEATS
+    baselines = ["popularity", *(["own_frequency"] if repeats else []), "cooccurrence"]
+    asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
+    asked += [f"protocols: [{'all, new' if repeats else 'new'}]"]
+    asked += [f"baselines: [{', '.join(baselines)}]"]
+    Path(folder, "evaluate.yaml").write_text("\n".join(asked) + "\n", encoding="utf-8")
+    return chosen
+
+
+def _line(key: str, choice: Choice) -> str:
+    value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
+    return f"{key}: {value}  # {choice.reason}"

@@ -1,0 +1,73 @@
+"""Settings that follow from a log."""
+
+import dataclasses
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+
+from modeling_implicitrec import (
+    ImplicitRecConfig,
+    LogStatistics,
+    choose_settings,
+    log_statistics,
+    write_default_recipe,
+)
+
+SHOP = LogStatistics(22_363, 131_413, 12_068, long_length=15, repeat_share=0.0)
+
+
+def settings(**changes) -> dict:
+    return {
+        choice.key: choice.value for choice in choose_settings(dataclasses.replace(SHOP, **changes))
+    }
+
+
+def test_statistics_are_those_of_the_training_part():
+    train = Dataset.from_dict({"input_ids": [[1, 2, 1, 1], [3], [2, 3]]})
+    test = Dataset.from_dict({"input_ids": [[4] * 50]})
+    log = log_statistics(DatasetDict(train=train, test=test), 5, window_days=7.0)
+    assert (log.users, log.events, log.items, log.window_days) == (2, 7, 4, 7.0)
+    assert log.repeat_share == pytest.approx(2 / 7)
+    with pytest.raises(ValueError, match="two events or more"):
+        log_statistics(DatasetDict(train=train.select([1])), 5)
+
+
+def test_few_events_an_item_want_more_regularisation():
+    sparse, dense = settings(), settings(events=2_000_000)
+    assert sparse["model.hidden_dropout_prob"] > dense["model.hidden_dropout_prob"]
+    assert sparse["weight_decay"] > dense["weight_decay"]
+
+
+def test_repeats_decide_what_may_come_again():
+    assert settings()["model.exclude_seen"] and not settings()["model.copy_prior"]
+    again = settings(repeat_share=0.4)
+    assert again["model.copy_prior"] and not again["model.exclude_seen"]
+
+
+def test_a_large_catalogue_is_sampled_and_a_temporal_test_learns_its_window():
+    large = settings(items=2_000_000, window_days=28.0)
+    assert large["model.loss_type"] == "sampled_softmax" and large["row_wise_optimizer"]
+    assert "target_window_days" not in large
+    assert settings(window_days=28.0)["target_window_days"] == 28.0
+
+
+@pytest.mark.parametrize("users, events", [(2, 4), (10**9, 10**11)])
+def test_logs_of_any_size_get_settings_that_the_model_takes(users, events):
+    chosen = settings(users=users, events=events, items=max(2, events // 50))
+    model = {k.removeprefix("model."): v for k, v in chosen.items() if k.startswith("model.")}
+    ImplicitRecConfig(**model)
+    assert chosen["num_train_epochs"] >= 1 and chosen["warmup_steps"] >= 1
+
+
+def test_every_choice_is_written_with_its_reason(tmp_path):
+    chosen = write_default_recipe(tmp_path, SHOP, data_dir="data/shop", output_dir="outputs/shop")
+    text = (tmp_path / "finetune.yaml").read_text()
+    written = yaml.safe_load(text)
+    for choice in chosen:
+        key, place = choice.key.removeprefix("model."), written
+        if choice.key.startswith("model."):
+            place = written["model"]
+        assert place[key] == choice.value
+        assert f"# {choice.reason}" in text
+    assert yaml.safe_load((tmp_path / "evaluate.yaml").read_text())["protocols"] == ["new"]
