@@ -21,7 +21,7 @@ EVALUATION = (
     "save_total_limit: 2",
     "load_best_model_at_end: true",
     "metric_for_best_model: ndcg@10",
-    "early_stopping_patience: 3",
+    "early_stopping_patience: 5",
 )
 
 
