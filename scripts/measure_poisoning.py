@@ -154,8 +154,8 @@ def train(rows, processor, defence: Defence, seed: int) -> ImplicitRecForScoring
     )
     model = ImplicitRecForScoring(config)
     model.fit_item_counts(processor.item_counts)
-    window = config.cooccurrence_context
-    model.fit_cooccurrences(*cooccurrence_table(rows, config.vocab_size, 64, window=window))
+    table = cooccurrence_table(rows, config.vocab_size, 64, item_counts=processor.item_counts)
+    model.fit_cooccurrences(*table)
     power = defence.label_weight_power
     collator = DataCollatorForNextItem(LONGEST, seed=seed, label_weight_power=power)
     with tempfile.TemporaryDirectory() as folder:
