@@ -121,11 +121,16 @@ class GroupedRows(SequenceRows):
         return rows[np.concatenate([order.ravel(), last])]
 
 
-Column = tuple[np.ndarray, np.ndarray] | np.ndarray
+Column = tuple[np.ndarray, np.ndarray] | np.ndarray | pa.Array
 
 
 def _column(values: pa.Array) -> Column:
-    """The numbers end to end and where each row starts, or the one value of each row."""
+    """The numbers end to end and where each row starts, or the one value of each row.
+
+    Nothing is copied: text stays Arrow's.
+    """
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return values
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         return values.to_numpy(zero_copy_only=False)
     return values.values.to_numpy(zero_copy_only=False), values.offsets.to_numpy()
@@ -136,4 +141,6 @@ def _value(column: Column, place: int) -> np.ndarray | int | str:
         values, offsets = column
         return values[offsets[place] : offsets[place + 1]]
     value = column[place]
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
     return value.item() if isinstance(value, np.generic) else value
