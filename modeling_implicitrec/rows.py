@@ -1,6 +1,7 @@
 """Encoded sequences as Trainer reads them: a row is a few slices of memory-mapped columns."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +122,7 @@ class GroupedRows(SequenceRows):
         return rows[np.concatenate([order.ravel(), last])]
 
 
-Column = tuple[np.ndarray, np.ndarray] | np.ndarray | pa.Array
+Column: TypeAlias = tuple[np.ndarray, np.ndarray] | np.ndarray | pa.Array
 
 
 def _column(values: pa.Array) -> Column:
