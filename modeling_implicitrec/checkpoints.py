@@ -55,7 +55,7 @@ def resume_point(training: TrainingArguments) -> str | None:
     Args:
         training: of the run, the same as before but for what is set here.
     """
-    checkpoint = last_checkpoint(training.output_dir, processes=training.world_size)
+    checkpoint = last_checkpoint(str(training.output_dir), processes=training.world_size)
     if checkpoint is None:
         return None
     training.restore_callback_states_from_checkpoint = True
