@@ -19,6 +19,7 @@ from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
+from .checkpoints import last_checkpoint, resume_point
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .cold_items import (
@@ -89,7 +90,7 @@ from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
-from .rows import SequenceRows
+from .rows import GroupedRows, SequenceRows
 from .scoring import ModelScorer
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .serving import Catalogue, ServingModel, Wish
@@ -145,6 +146,7 @@ __all__ = [
     "Events",
     "Explanation",
     "ExactIndex",
+    "GroupedRows",
     "Histogram",
     "ImplicitRecConfig",
     "ImplicitRecForScoring",
@@ -208,6 +210,7 @@ __all__ = [
     "hide_secrets",
     "hold_out_items",
     "join_logs",
+    "last_checkpoint",
     "learn_event_weights",
     "leave_last_out",
     "load_events",
@@ -231,6 +234,7 @@ __all__ = [
     "recommend_users",
     "reduce_logits_to_hits",
     "results_table",
+    "resume_point",
     "save_checkpoint",
     "save_events",
     "save_sequences",

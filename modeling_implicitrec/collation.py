@@ -98,6 +98,15 @@ class DataCollatorForNextItem:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
 
+    def lengths(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """`[rows]` positions that training rows take in a batch, before it is padded.
+
+        With a `target_window` it is what the row's draw of this epoch leaves; else the most that it can be.
+        """
+        if self.target_window:
+            return np.array([len(self._row(row)["input_ids"]) for row in rows])
+        return np.array([min(len(row["input_ids"]) - 1, self.max_length) for row in rows])
+
     def _padded(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         batch = {
             name: pad_rows([p[name] for p in parts], torch.float if name in FLOATS else torch.long)

@@ -1,6 +1,7 @@
 """Encoded sequences as Trainer reads them: a row is a few slices of memory-mapped columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -48,11 +49,89 @@ class SequenceRows(data.Dataset):
         return (self[index] for index in range(len(self)))
 
 
-Column = tuple[np.ndarray, np.ndarray] | np.ndarray
+class GroupedRows(SequenceRows):
+    """Rows in an order in which consecutive ones take about as many positions, so that little is padding.
+
+    All rows are mixed anew each epoch. Then the rows of some hundred steps at a time are sorted by length,
+    equal ones staying mixed, and cut into steps, which are mixed again. The order depends on the seed and
+    the epoch alone, so that a resumed run goes on in it; and a step's rows do not depend on how many
+    processes share them. Trainer reads the rows as they come (`train_sampling_strategy="sequential"`) and
+    tells the epoch.
+
+    Args:
+        rows: of [`SequenceRows`].
+        lengths: the positions that each of a list of rows takes, as of
+            [`~DataCollatorForNextItem.lengths`].
+        step_rows: rows of an optimizer's step: a batch's, times processes, times accumulated batches.
+        group_steps: steps that are sorted at once; more of them leave less padding.
+        seed: of the order.
+
+    >>> rows = Dataset.from_dict({"input_ids": [[1], [2, 3], [4], [5, 6]]})
+    >>> sizes = lambda some: np.array([len(row["input_ids"]) for row in some])
+    >>> [len(row["input_ids"]) for row in GroupedRows(rows, sizes, step_rows=2)]
+    [1, 1, 2, 2]
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        lengths: Callable[[list[Row]], np.ndarray],
+        *,
+        step_rows: int,
+        group_steps: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(rows)
+        if step_rows < 1 or group_steps < 1:
+            raise ValueError(f"expected positive sizes, got {step_rows} rows, {group_steps} steps")
+        self.lengths, self.step_rows, self.seed = lengths, step_rows, seed
+        steps = -(-len(rows) // step_rows)
+        groups = max(1, round(steps / group_steps))
+        ends = np.linspace(0, steps, groups + 1).astype(np.int64) * step_rows
+        self._bounds = np.minimum(ends, len(rows))
+        self.epoch = -1
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Mix the rows for an epoch; accelerate's loader calls it."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        self._mixed = np.random.default_rng((self.seed, epoch)).permutation(len(self))
+        self._group = -1
+
+    def __getitem__(self, index: int) -> Row:
+        group = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        if 0 <= index < len(self):
+            if group != self._group:
+                self._group, self._order = group, self._sorted(group)
+            index = int(self._order[index - self._bounds[group]])
+        return super().__getitem__(index)
+
+    def _sorted(self, group: int) -> np.ndarray:
+        """The rows of a group, step by step; a step of fewer rows comes last."""
+        rows = self._mixed[self._bounds[group] : self._bounds[group + 1]]
+        read = super().__getitem__
+        order = np.argsort(self.lengths([read(row) for row in rows]), kind="stable")
+        steps, rest = divmod(len(rows), self.step_rows)
+        generator = np.random.default_rng((self.seed, self.epoch, group))
+        start = generator.integers(steps + 1) * self.step_rows
+        last = order[start : start + rest]
+        order = np.delete(order, slice(start, start + rest)).reshape(steps, self.step_rows)
+        generator.shuffle(order)
+        return rows[np.concatenate([order.ravel(), last])]
+
+
+Column: TypeAlias = tuple[np.ndarray, np.ndarray] | np.ndarray | pa.Array
 
 
 def _column(values: pa.Array) -> Column:
-    """The numbers end to end and where each row starts, or the one value of each row."""
+    """The numbers end to end and where each row starts, or the one value of each row.
+
+    Nothing is copied: text stays Arrow's.
+    """
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return values
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         return values.to_numpy(zero_copy_only=False)
     return values.values.to_numpy(zero_copy_only=False), values.offsets.to_numpy()
@@ -63,4 +142,6 @@ def _value(column: Column, place: int) -> np.ndarray | int | str:
         values, offsets = column
         return values[offsets[place] : offsets[place + 1]]
     value = column[place]
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
     return value.item() if isinstance(value, np.generic) else value

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from modeling_implicitrec import (
     DataCollatorForNextItem,
     EpochCallback,
+    GroupedRows,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
@@ -98,10 +99,16 @@ def build_trainer(training, model: ImplicitRecForScoring, joined: JoinedLogs) ->
         seed=training.seed,
     )
     train = joined.splits["train"].filter(lambda size: size > 1, input_columns="length")
+    rows = SequenceRows(train)
+    if training.train_sampling_strategy == "group_by_length":
+        training.train_sampling_strategy = "sequential"  # in the order of the rows
+        step = training.train_batch_size * training.gradient_accumulation_steps
+        step *= training.world_size
+        rows = GroupedRows(train, collator.lengths, step_rows=step, seed=training.seed)
     return Trainer(
         model=model,
         args=training,
-        train_dataset=SequenceRows(train),
+        train_dataset=rows,
         eval_dataset=SequenceRows(joined.splits["validation"]),
         data_collator=collator,
         preprocess_logits_for_metrics=reduce_logits_to_hits,

@@ -25,6 +25,7 @@ FLOORS = (
         "next_items",
         "pairs_implicitrec",
         "rows",
+        "checkpoints",
     },
     {"source_schema", "source_database", "cleaning"},
     {"event_source"},

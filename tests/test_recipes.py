@@ -30,7 +30,7 @@ SMALL = {
     "save_strategy": "steps",
     "use_cpu": "true",
     "num_train_epochs": 3,
-    "train_sampling_strategy": "random",  # grouping by length depends on a process' batch size
+    "train_sampling_strategy": "group_by_length",
 }
 
 
