@@ -52,6 +52,7 @@ from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .explanation import Explanation, explain
 from .export import OnnxScorer, export_onnx, quantize_onnx
+from .federation import average_weights, load_shared_weights, shared_weights
 from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
@@ -184,6 +185,7 @@ __all__ = [
     "add_lora",
     "append_events",
     "at_most",
+    "average_weights",
     "build_sequences",
     "catalogue_processor",
     "check_private",
@@ -212,6 +214,7 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "load_shared_weights",
     "match_items",
     "merge_lora",
     "nearest_items",
@@ -234,6 +237,7 @@ __all__ = [
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "shared_weights",
     "table_fingerprint",
     "temporal_split",
     "training_columns",

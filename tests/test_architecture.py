@@ -71,7 +71,7 @@ FLOORS = (
         "service_limits",
         "service_schema",
     },
-    {"serving", "ann_index", "batch_scoring", "vocabulary_privacy"},
+    {"serving", "ann_index", "batch_scoring", "vocabulary_privacy", "federation"},
     {"showcase", "user_cache"},
     {"service"},
     {"demo_page"},
