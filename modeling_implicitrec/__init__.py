@@ -99,6 +99,7 @@ from .sharing import push_checkpoint
 from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
+from .training_plots import plot_training
 from .transfer import TransferReport, match_items, transfer_weights
 from .vocabulary_privacy import catalogue_processor, drop_rare_items
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
@@ -222,6 +223,7 @@ __all__ = [
     "open_events",
     "parse_arguments",
     "pinned",
+    "plot_training",
     "positive_events",
     "profile_events",
     "quantize_onnx",
