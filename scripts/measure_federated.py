@@ -194,7 +194,7 @@ def markdown(report: dict) -> str:
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     for name, values in report["baselines"].items():
         cells = [f"{values[protocol]:.4f}" for protocol in PROTOCOLS]
-        lines.append(f"| each store's own {name} | {' | '.join(cells)} |")
+        lines.append(f"| each store: {name} | {' | '.join(cells)} |")
     shared = ", ".join(f"{arm}: {n:,}" for arm, n in report["numbers shared"].items())
     return "\n".join([*lines, "", f"Numbers that a store sends in a round: {shared}.", ""])
 
