@@ -53,6 +53,7 @@ from .event_store import append_events, open_events, save_events
 from .events import Events, EventSchema, load_events
 from .explanation import Explanation, explain
 from .export import OnnxScorer, export_onnx, quantize_onnx
+from .federation import average_weights, load_shared_weights, shared_weights
 from .history_lengths import evaluate_by_history_length
 from .hub import save_checkpoint, write_model_card
 from .item_features import ItemFeatures, encode_texts
@@ -99,6 +100,7 @@ from .sharing import push_checkpoint
 from .showcase import Showcase
 from .source_files import hide_secrets
 from .state_implicitrec import UserState
+from .training_plots import plot_training
 from .transfer import TransferReport, match_items, transfer_weights
 from .vocabulary_privacy import catalogue_processor, drop_rare_items
 from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
@@ -186,6 +188,7 @@ __all__ = [
     "add_lora",
     "append_events",
     "at_most",
+    "average_weights",
     "build_sequences",
     "catalogue_processor",
     "check_private",
@@ -215,6 +218,7 @@ __all__ = [
     "leave_last_out",
     "load_events",
     "load_sequences",
+    "load_shared_weights",
     "match_items",
     "merge_lora",
     "nearest_items",
@@ -222,6 +226,7 @@ __all__ = [
     "open_events",
     "parse_arguments",
     "pinned",
+    "plot_training",
     "positive_events",
     "profile_events",
     "quantize_onnx",
@@ -238,6 +243,7 @@ __all__ = [
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "shared_weights",
     "table_fingerprint",
     "temporal_split",
     "training_columns",

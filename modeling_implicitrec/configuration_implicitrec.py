@@ -83,6 +83,8 @@ class ImplicitRecConfig(PreTrainedConfig):
         label_smoothing: share of the target spread evenly over the catalogue (full softmax).
         loss_chunk_size: labelled positions whose logits exist at one time.
         vocabulary_fingerprint: of the processor's vocabulary that the item table belongs to.
+        weights_sha256: of the files of weights beside `config.json`, by name; written by a save, compared
+            by a load, and `None` in a model.
 
     Raises:
         ValueError: for an unknown key or sizes that do not fit together.
@@ -134,6 +136,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     vocabulary_fingerprint: str | None = None
+    weights_sha256: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("custom_pipelines", None)  # always the property

@@ -24,6 +24,7 @@ PROTOCOLS = {
 }
 LIST_METRICS = ("coverage", "novelty", "gini")  # of all lists together; the others are user means
 EXAMPLE_ITEMS = 3
+PLOT = "plots/training.png"
 # Files of an earlier save that would be read beside, or instead of, those of a new one.
 STALE = re.compile(r"model.*\.safetensors(\.index\.json)?|\w+_implicitrec\.py")
 LAST_IN = ("processor_config.json", "config.json")  # nothing loads before these are there
@@ -105,6 +106,8 @@ def write_model_card(
 ) -> Path:
     """Write `README.md`, a model card whose every number comes from the arguments.
 
+    It shows the picture that [`plot_training`] made, where there is one in the folder.
+
     Args:
         folder: of the checkpoint; its name is the model's in the card.
         model: for its configuration and size.
@@ -152,7 +155,7 @@ def write_model_card(
         accuracy=_protocol_tables(results, of_lists=False),
         lists=_protocol_tables(results, of_lists=True),
         groups=_group_tables(results),
-        **_how_made(settings),
+        **_how_made(settings, target.parent),
     )
     return _write_text(target, card.content)
 
@@ -265,12 +268,14 @@ def _group_tables(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
     return tables
 
 
-def _how_made(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a private training, the table of an audit, and that of all other settings."""
+def _how_made(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The plan of a private training, the tables of an audit and of all other settings, the plot."""
     others = dict(settings)
     plan, audit = others.pop("differential privacy", None), others.pop("privacy audit", None)
     table = _table(("setting", "value"), _named(others))
-    return {"plan": plan, "audit": _audit_table(audit) if audit else "", "training": table}
+    plot = PLOT if (folder / PLOT).is_file() else ""
+    audited = _audit_table(audit) if audit else ""
+    return {"plan": plan, "audit": audited, "training": table, "plot": plot}
 
 
 def _audit_table(audit: Mapping[str, Any]) -> str:

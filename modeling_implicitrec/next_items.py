@@ -48,7 +48,7 @@ class Events:
 def draw_next(
     events: Events, wanted: np.ndarray, chance: np.ndarray, horizon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each event's label and that label's weight: a wanted event that follows, or -100.
+    """Each event's label and that label's weight (1 without weights): a wanted event that follows, or -100.
 
     Args:
         wanted: bool `[events]`, which may be a label.
@@ -69,4 +69,5 @@ def draw_next(
     drawn = np.minimum(first + (chance * (end - first)).astype(np.int64), last)
     told = end > first
     labels = np.where(told, tokens[wanted][drawn], -100)
-    return labels, np.where(told, events.columns["input_weights"][wanted][drawn], 0)
+    weights = events.columns.get("input_weights", np.ones(len(tokens)))
+    return labels, np.where(told, weights[wanted][drawn], 0)

@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ZERO_AT_FIRST
+from .integrity_implicitrec import check_weights, record_weights
 from .layers_implicitrec import (
     EvidenceBias,
     GapEmbedding,
@@ -37,7 +38,8 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: where there are no safetensors.
-            ValueError: where weights are missing, so that nobody takes chance for a trained model.
+            ValueError: where weights are missing, so that nobody takes chance for a trained model, or are
+                not those that were saved, by the SHA-256 in the configuration.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
@@ -46,7 +48,19 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{pretrained_model_name_or_path} lacks the weights {missing}")
+        if model.config.weights_sha256:
+            expected, model.config.weights_sha256 = model.config.weights_sha256, None
+            check_weights(pretrained_model_name_or_path, expected, kwargs)
         return loaded if wants_info else model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Save as every model is saved, with the SHA-256 of the weights' files in the configuration."""
+        self.config.weights_sha256 = None
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            record_weights(save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -154,17 +154,17 @@ class ImplicitRecProcessor(ProcessorMixin):
         return processor
 
     def extend(self, events: Any, *, min_item_count: int = 1) -> int:
-        """Count the items of a log that has grown; those not known yet get the tokens after the last.
+        """Count the items of a log that has grown; new ones get the tokens after the last.
 
-        Tokens and weights stay, so that a model can go on. Returns the number of new items.
-
-        Args:
-            events: all training events, old and new, as for [`~ImplicitRecProcessor.fit`].
+        New platforms get the ids after the last. Others and weights stay, so that a model can go on.
+        `events` are all training events, old and new, as for [`~ImplicitRecProcessor.fit`]. Returns the
+        number of new items.
         """
         batches, negative = read_batches(events), self.negative_event_types
         found = count_items((positive_items(batch, negative) for batch in batches), 1)
         before = len(self.vocabulary)
         self.vocabulary = self.vocabulary.extended(found, min_item_count)
+        self.platforms = list(dict.fromkeys([*self.platforms, *frequent_platforms(batches)]))
         return len(self.vocabulary) - before
 
     def add_items(self, item_ids: Iterable) -> np.ndarray:

@@ -12,6 +12,7 @@ import json
 import math
 import secrets
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from modeling_implicitrec import (
     merge_lora,
     noisy_item_counts,
     parse_arguments,
+    plot_training,
     positive_events,
     push_checkpoint,
     read_period,
@@ -329,6 +331,7 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
     (folder / "training.json").write_text(json.dumps(made, indent=2))
     for results in folder.glob("results_*.json"):  # of an earlier training
         results.unlink()
+    draw(args, trainer, folder)
     report = Path(args.data_dir, "cleaning_report.json")
     known = report.exists() and not args.dp_epsilon  # its numbers are people's, without noise
     write_model_card(
@@ -340,6 +343,17 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
         training=made,
     )
     print(f"saved to {folder}")
+
+
+def draw(args: FinetuneArguments, trainer: Trainer, folder: Path) -> None:
+    """The plot of the training, which the card shows; of a private run none, as its losses are exact."""
+    (folder / "plots" / "training.png").unlink(missing_ok=True)
+    if args.dp_epsilon:
+        return
+    if find_spec("matplotlib") is None:
+        print("no plot of the training: it needs pip install 'implicitrec[report]'")
+        return
+    plot_training(trainer.state.log_history, folder)
 
 
 def push(training: TrainingArguments) -> None:

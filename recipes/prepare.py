@@ -260,7 +260,12 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
 
 
 def write_recipe(args: PrepareArguments, encoded, processor, folder: Path) -> None:
-    """Settings that follow from the log; none where nothing may be learnt from it, or can be."""
+    """Settings that follow from the log; none where nothing may be learnt from it, or can be.
+
+    Where days are added, the settings stay that are there.
+    """
+    if args.append and Path(args.output_dir, KEPT[0]).exists():
+        return
     if args.catalogue or max(encoded["train"]["length"], default=0) < 2:
         return
     window = args.test_days if args.split == "temporal" else None

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,9 +158,9 @@ def main() -> None:
     (target / f"{stem}.md").write_text(markdown(stem, report))
     cards = ROOT / "model_cards"
     cards.mkdir(exist_ok=True)
-    shutil.copyfile(
-        ROOT / "outputs" / f"{stem}_{args.seeds[0]}" / "README.md", cards / f"{stem}.md"
-    )
+    card = (ROOT / "outputs" / f"{stem}_{args.seeds[0]}" / "README.md").read_text()
+    card = re.sub(r"\n!\[.*\]\(plots/.*\)\n", "", card)  # the plot lies in the checkpoint
+    (cards / f"{stem}.md").write_text(card)
     for page, table in (
         (ROOT / "README.md", readme_table),
         (ROOT / "recipes/README.md", recipe_index),

@@ -2,9 +2,10 @@
 
 Builds the wheel and the sdist, looks into both, runs `twine check`, and for each Python that is found
 installs the wheel, and then the sdist, into a clean environment and runs a smoke test there: the first
-code of the README, a tiny checkpoint saved with its card and loaded by `AutoModel`, one recommendation.
-In the first environment it checks the licences of all that was installed and writes the list of it (SBOM,
-CycloneDX JSON) beside the files. That is the dry run; `--upload` then sends them to PyPI.
+code of the README, a log read and encoded, a tiny checkpoint saved with its card and loaded by `AutoModel`,
+one recommendation. In the first environment it checks the licences of all that was installed and writes the
+list of it (SBOM, CycloneDX JSON) beside the files; with the same Python it tries the wheel with the oldest
+versions that `pyproject.toml` allows. That is the dry run; `--upload` then sends them to PyPI.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -24,10 +26,17 @@ SMOKE = """
 import sys
 from pathlib import Path
 import modeling_implicitrec
+import pandas
 from modeling_implicitrec import *
 from transformers import AutoModel, AutoProcessor, pipeline
 
 assert "site-packages" in modeling_implicitrec.__file__, modeling_implicitrec.__file__
+log = {"user_id": [1, 1, 1, 2], "item_id": ["tea", "milk", "tea", "rye"]}
+log |= {"timestamp": [1.0e9, 1.1e9, 1.2e9, 1.3e9]}
+parts = leave_last_out(build_sequences(load_events(pandas.DataFrame(log))))
+parts = encode_splits(parts, ImplicitRecProcessor.fit(log))
+assert parts["test"][0]["target_ids"] == [1], parts["test"][0]
+
 names = {}
 exec(Path("first.py").read_text(), names)
 model, processor = names["model"], names["processor"]
@@ -97,18 +106,53 @@ def smoke(python: Path) -> None:
         run(python, "-W", "ignore", "-c", SMOKE, cwd=Path(folder))
 
 
+def new_environment(interpreter: str, work: Path) -> Path:
+    run(interpreter, "-m", "venv", "--clear", work)
+    return work / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def pip_install(python: Path) -> tuple:
+    return (python, "-m", "pip", "-qq", "--disable-pip-version-check", "install")
+
+
+def interpreters() -> list[str]:
+    """Those on the PATH that run: a launcher of pyenv is there for versions that are not switched on."""
+    found = [path for v in VERSIONS if (path := shutil.which(f"python{v}"))]
+    return [p for p in found if not subprocess.run([p, "-c", ""], capture_output=True).returncode]
+
+
 def try_out(interpreter: str, files: tuple[Path, Path], work: Path) -> Path:
     """Install the wheel and then the sdist into a clean environment; its Python."""
-    run(interpreter, "-m", "venv", "--clear", work)
-    python = work / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    install = (python, "-m", "pip", "-qq", "--disable-pip-version-check", "install")
-    run(*install, torch_pin())
+    python = new_environment(interpreter, work)
+    run(*pip_install(python), torch_pin())
     for file in files:
-        run(*install, "--force-reinstall", "--no-deps", file)
-        run(*install, file)  # its requirements, the newest that there are
+        run(*pip_install(python), "--force-reinstall", "--no-deps", file)
+        run(*pip_install(python), file)  # its requirements, the newest that there are
         run(python, "-m", "pip", "check")
         smoke(python)
     return python
+
+
+def lower_bounds() -> list[str]:
+    """The oldest versions that are allowed, but of torch, whose old builds are for GPUs on some machines.
+
+    >>> [pin for pin in lower_bounds() if pin.startswith(("numpy", "torch"))]
+    ['numpy==2']
+    """
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pins = [re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in required]
+    return [pin for pin in pins if not pin.startswith("torch==")]
+
+
+def try_oldest(interpreter: str, wheel: Path, work: Path) -> None:
+    """Install the wheel with the oldest versions of what it names, into a clean environment."""
+    bounds = work.with_name("oldest.txt")
+    bounds.write_text("\n".join(lower_bounds()))
+    python = new_environment(interpreter, work)
+    run(*pip_install(python), torch_pin())
+    run(*pip_install(python), "--constraint", bounds, wheel)
+    run(python, "-m", "pip", "check")
+    smoke(python)
 
 
 def torch_pin() -> str:
@@ -122,7 +166,7 @@ def main() -> None:
     parser.add_argument("--pythons", nargs="+", help="interpreters; by default those on the PATH")
     parser.add_argument("--upload", action="store_true", help="to PyPI, after all checks")
     args = parser.parse_args()
-    found = args.pythons or [p for v in VERSIONS if (p := shutil.which(f"python{v}"))]
+    found = args.pythons or interpreters()
     if not found:
         raise SystemExit(f"none of Python {', '.join(VERSIONS)} found; name one with --pythons")
     files = build(args.dist)
@@ -135,6 +179,7 @@ def main() -> None:
                 bill = args.dist / f"{files[0].name.split('-py3')[0]}.cdx.json"
                 options = ("--output-format", "JSON", "--output-file", bill)
                 run(sys.executable, "-m", "cyclonedx_py", "environment", python, *options)
+        try_oldest(found[0], files[0], environment)
     print(f"{', '.join(f.name for f in files)}: passed on {', '.join(found)}")
     if args.upload:
         run(sys.executable, "-m", "twine", "upload", *files)

@@ -239,6 +239,13 @@ def table(first: str, names: list[str], lines: dict[str, list[str]]) -> list[str
     return [*head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in lines.items()), ""]
 
 
+def noise_cells(noise: list[dict], scorer: str) -> list[str]:
+    """NDCG@10 at each share of noise, and by how much its mean changes from none."""
+    values = [[run[share][scorer] for run in noise] for share in noise[0]]
+    changes = [mean(one) / mean(values[0]) - 1 for one in values[1:]]
+    return [*(spread(one, ".4f") for one in values), *(f"{change:+.1%}" for change in changes)]
+
+
 def markdown(report: dict) -> str:
     runs = [report["runs"][seed] for seed in sorted(report["runs"])]
     seeds = ", ".join(sorted(report["runs"]))
@@ -250,10 +257,8 @@ def markdown(report: dict) -> str:
         cells = [f"{first[arm]['fakes']}", f"{mean(run[arm]['left'] for run in attacks):.0f}"]
         cells += [spread([run[arm]["exposure"][s] for run in attacks], ".1%") for s in scorers]
         lines[arm] = [*cells, spread([run[arm]["ndcg@10"] for run in attacks], ".4f")]
-    noisy = {
-        scorer: [spread([run[share][scorer] for run in noise], ".4f") for share in noise[0]]
-        for scorer in noise[0]["0%"]
-    }
+    noisy = {scorer: noise_cells(noise, scorer) for scorer in noise[0]["0%"]}
+    shares = list(noise[0])
     heads = ["added", "left by cleaning", *scorers, "NDCG@10 of real users"]
     return "\n".join(
         ["# Fake users and random events", "", report["what"], ""]
@@ -261,7 +266,7 @@ def markdown(report: dict) -> str:
         + ["Share of real users who find the article in their first ten:", ""]
         + table("fake users", heads, lines)
         + ["## Random events", "", "NDCG@10, by the share of random events in histories:", ""]
-        + table("ranked by", list(noise[0]), noisy)
+        + table("ranked by", [*shares, *(f"change at {share}" for share in shares[1:])], noisy)
     )
 
 

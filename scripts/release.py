@@ -1,15 +1,16 @@
 """Train, document, push and check the reference checkpoints: `python scripts/release.py me`.
 
 Each is made by its recipe, evaluated, pushed in one commit, pulled back and evaluated again: a number that
-differs stops the release. Finished cards go to `model_cards/`. `--quick` does all of it in a minute, with a
-made log in place of the real ones and a few steps of training. The hub is the one of HF_ENDPOINT, the token
-that of HF_TOKEN or `hf auth login`; repositories are private, where `--public` is not given.
+differs stops the release. Finished cards go to `model_cards/`. After an interruption the same command goes
+on. `--quick` does all of it in a minute, with a made log in place of the real ones and a few steps of
+training. The hub is the one of HF_ENDPOINT, the token that of HF_TOKEN or `hf auth login`; repositories are
+private, where `--public` is not given.
 """
 
 import argparse
 import json
+import re
 import runpy
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Release:
 
     Args:
         namespace: user or organisation on the Hub.
-        work: folder of prepared data and trained checkpoints; what is there is used again.
+        work: folder of prepared data and trained checkpoints; what is there is used again, and a training
+            that was interrupted goes on from its last checkpoint.
         quick: a made log and a few steps.
         private: of repositories that are made.
     """
@@ -72,7 +74,8 @@ class Release:
             options = QUICK_PREPARE | {"source": self.made_log()} if self.quick else {}
             run("prepare", recipe / "prepare.yaml", output_dir=data, **options)
         if not (output / "training.json").exists():
-            options = QUICK_TRAINING if self.quick else {}
+            options = dict(QUICK_TRAINING) if self.quick else {}
+            options["resume"] = str(any(output.glob("checkpoint-*/trainer_state.json"))).lower()
             run("finetune", recipe / config, data_dir=data, output_dir=output, **options)
         run("evaluate", recipe / "evaluate.yaml", **self.evaluation(name, output))
         return output
@@ -140,6 +143,14 @@ def release_tiny(release: Release, pulled: Path) -> None:
     print(f"reproduced {TINY}")
 
 
+def keep_card(name: str, checkpoint: Path) -> None:
+    """The finished card among those of this repository, without the plot, which lies in the checkpoint."""
+    folder, config = RELEASES[name]
+    stem = folder if config == "finetune.yaml" else f"{folder}_{Path(config).stem}"
+    text = re.sub(r"\n!\[.*\]\(plots/.*\)\n", "", (checkpoint / "README.md").read_text())
+    (ROOT / "model_cards" / f"{stem}.md").write_text(text)
+
+
 def words(options: dict) -> list[str]:
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
@@ -177,8 +188,7 @@ def main() -> None:
             release.push(name, folder, pulled)
             release.check(name, folder, pulled)
             if not args.quick:
-                card = ROOT / "model_cards" / f"{name.replace('-', '_')}.md"
-                shutil.copyfile(folder / "README.md", card)
+                keep_card(name, folder)
 
 
 if __name__ == "__main__":

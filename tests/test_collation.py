@@ -29,6 +29,14 @@ def test_without_ties_the_label_is_the_next_item():
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
 
+def test_rows_without_weights_get_labels_that_count_alike():
+    rows = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+    batch = DataCollatorForNextItem(10)(rows)
+    assert batch["labels"].tolist() == [[6, 7], [9, -100]] and "input_weights" not in batch
+    weighed = DataCollatorForNextItem(10, label_weight_power=2)(rows)
+    assert weighed["label_weights"].tolist() == [[1, 1], [1, 0]]
+
+
 def test_a_basket_never_labels_itself():
     collator = DataCollatorForNextItem(10)
     ids, times = [1, 2, 3, 4, 5, 6], [10, 10, 10, 20, 20, 30]

@@ -1,5 +1,6 @@
 """A checkpoint from anybody: what is pickled or does not fit is refused, hostile text does nothing."""
 
+import hashlib
 import json
 import runpy
 import sys
@@ -11,14 +12,17 @@ import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from safetensors.torch import load_file, save_file
 from test_modeling import tiny
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from modeling_implicitrec import (
     ImplicitRecConfig,
+    ImplicitRecForScoring,
+    ImplicitRecModel,
     ImplicitRecProcessor,
     push_checkpoint,
     save_checkpoint,
 )
+from modeling_implicitrec.integrity_implicitrec import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +66,70 @@ def test_a_pickled_vocabulary_is_refused(folder, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_weights_that_were_changed_after_the_save_are_refused(folder):
+    before = AutoModel.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.norm.weight"
+    save_file(weights | {name: weights[name] * 2}, folder / "model.safetensors", {"format": "pt"})
+    for cls in (AutoModel, ImplicitRecModel, ImplicitRecForScoring):
+        with pytest.raises(
+            ValueError, match="not those that were saved: model.safetensors must have"
+        ):
+            cls.from_pretrained(folder)
+    with pytest.raises(ValueError, match="not those that were saved"):
+        pipeline("recommendation", model=str(folder), device="cpu")
+    with pytest.raises(ValueError, match="not those that were saved"):
+        push_checkpoint(folder, "alice/shop")
+    # Whoever changed them takes the digest out, or saves the model anew.
+    edit(folder / "config.json", weights_sha256=None)
+    changed = AutoModel.from_pretrained(folder)
+    assert torch.equal(changed.state_dict()[name], before.state_dict()[name] * 2)
+    changed.save_pretrained(folder)
+    assert AutoModel.from_pretrained(folder).config.weights_sha256 is None
+
+
+def test_weights_under_another_name_are_refused(folder):
+    """An index that leads to other files, in place of those that were saved."""
+    shards = folder.with_name("shards")
+    AutoModel.from_pretrained(folder).save_pretrained(shards, max_shard_size="2KB")
+    assert len(json.loads((shards / "config.json").read_text())["weights_sha256"]) > 1
+    assert AutoModel.from_pretrained(shards)
+    (folder / "model.safetensors").unlink()
+    for path in shards.glob("model*"):
+        path.rename(folder / path.name)
+    with pytest.raises(ValueError, match="model.safetensors must have .* got no such file"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_the_digest_is_that_of_the_file_and_older_checkpoints_load(folder, tmp_path):
+    kept = json.loads((folder / "config.json").read_text())["weights_sha256"]
+    bytes_of = (folder / "model.safetensors").read_bytes()
+    assert kept == {"model.safetensors": hashlib.sha256(bytes_of).hexdigest()}
+    edit(folder / "config.json", weights_sha256=None)
+    model = AutoModel.from_pretrained(folder)
+    Trainer(model, TrainingArguments(str(tmp_path / "out"), report_to="none")).save_model()
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())["weights_sha256"]
+    assert saved["model.safetensors"] == file_sha256(tmp_path / "out" / "model.safetensors")
+
+
+def test_weights_that_a_hub_changed_are_refused(hub, folder):
+    push_checkpoint(folder, "alice/shop")
+    assert AutoModel.from_pretrained("alice/shop")
+    other = AutoModel.from_pretrained(folder)
+    other.model.norm.weight.data.fill_(3)
+    other.save_pretrained(folder)
+    config = json.loads(hub.read("alice/shop", "config.json"))
+    push_checkpoint(folder, "alice/other")
+    tree = hub.files("alice/other")
+    changed = json.loads(hub.read("alice/other", "config.json"))
+    assert changed["weights_sha256"] != config["weights_sha256"]
+    tree["config.json"] = hub.files("alice/shop")["config.json"]
+    with pytest.raises(ValueError, match="the weights of alice/other are not those"):
+        AutoModel.from_pretrained("alice/other")
+
+
 def test_weights_that_are_missing_or_of_another_shape_are_refused(folder):
+    edit(folder / "config.json", weights_sha256=None)
     weights = load_file(folder / "model.safetensors")
     name = "model.blocks.0.mlp_norm.weight"
     name = name if name in weights else next(key for key in weights if "norm" in key)

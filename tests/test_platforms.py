@@ -21,6 +21,7 @@ from modeling_implicitrec import (
     encode_splits,
     leave_last_out,
     load_events,
+    load_sequences,
     positive_events,
     training_columns,
 )
@@ -47,6 +48,44 @@ def test_platforms_have_ids_by_falling_count_that_are_saved(tmp_path):
     batches = [{name: values[:2] for name, values in LOG.items()}, {"item_id": ["b"]}]
     assert ImplicitRecProcessor.fit(batches).platforms == ["app", "web"]
     assert ImplicitRecProcessor.fit({"item_id": ["a"]}).platforms == []
+
+
+def test_platforms_of_new_days_get_ids_after_the_last():
+    fitted = ImplicitRecProcessor.fit(LOG)
+    grown = {"item_id": ["a"] * 5 + ["d"], "platform": ["tv"] * 3 + ["bus", "web", "app"]}
+    assert fitted.extend(grown) == 1
+    assert fitted.platforms == ["app", "web", "tv", "bus"]
+    assert fitted.encode_platforms(["web", "tv"]).tolist() == [2, 3]
+    plain = ImplicitRecProcessor.fit({"item_id": ["a"]})
+    plain.extend(grown)
+    assert plain.platforms == ["tv", "app", "bus", "web"]
+
+
+def test_added_days_bring_platforms_and_leave_the_settings(tmp_path, capsys):
+    log = {"user_id": [1, 2] * 6, "item_id": ["a", "b", "c"] * 4, "platform": ["web"] * 12}
+    log = pd.DataFrame(log).assign(timestamp=range(1_600_000_000, 1_600_000_012))
+    log.to_csv(tmp_path / "monday.csv", index=False)
+    tuesday = log.assign(platform="app", timestamp=log["timestamp"] + 86_400)
+    tuesday.to_csv(tmp_path / "tuesday.csv", index=False)
+    options = {"columns": "{platform: platform}", "min_item_users": 1, "report_page": "false"}
+    options |= {"keep_events": "true", "output_dir": tmp_path / "data"}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    prepare = FINETUNE.with_name("prepare.py")
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.argv", ["prepare", "--source", str(tmp_path / "monday.csv"), *words])
+        runpy.run_path(str(prepare), run_name="__main__")
+        assert "model.hidden_size: " in capsys.readouterr().out
+        settings = tmp_path / "data" / "finetune.yaml"
+        settings.write_text("seed: 7\n")
+        patched.setattr("sys.argv", ["prepare", "--append", str(tmp_path / "tuesday.csv"), *words])
+        runpy.run_path(str(prepare), run_name="__main__")
+    assert "model.hidden_size" not in capsys.readouterr().out
+    assert settings.read_text() == "seed: 7\n"
+    processor = ImplicitRecProcessor.from_pretrained(tmp_path / "data" / "processor")
+    assert processor.platforms == ["web", "app"]
+    rows = load_sequences(tmp_path / "data" / "sequences")["train"]
+    assert rows["platform_ids"][0] == [1] * 6 + [2] * 4
 
 
 def test_a_processor_without_the_key_still_loads(tmp_path):

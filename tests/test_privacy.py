@@ -244,13 +244,14 @@ def public(tmp_path) -> dict:
 
 def test_the_recipe_trains_privately_and_says_so(tmp_path, public):
     pytest.importorskip("opacus")
-    private = {"dp_epsilon": 4, "dp_delta": 1e-3}
+    private = {"dp_epsilon": 4, "dp_delta": 1e-3, "logging_steps": 1}
     made = [learn(tmp_path / name, log_of(20), public, **private) for name in ("one", "two")]
     plan = json.loads((made[0] / "training.json").read_text())["differential privacy"]
     assert 3.9 < plan["epsilon"] <= 4 and plan["num_users"] == 20 and plan["steps"] == 6
     card = " ".join((made[0] / "README.md").read_text().split())
     assert f"({plan['epsilon']:.2f}, 1e-03)-differentially private" in card
     assert "events kept | not measured" in card
+    assert not list(made[0].rglob("*.png")), "losses are exact"
     first, second = (load_file(folder / "model.safetensors") for folder in made)
     assert not first["state_centre.mean"].any()
     changed = [name for name in first if not np.array_equal(first[name], second[name])]

@@ -138,6 +138,11 @@ def losses(folder: Path) -> list[float]:
     return found
 
 
+def test_a_run_leaves_a_plot_of_it_in_the_card(trained):
+    assert (trained / "plots" / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "(plots/training.png)" in (trained / "README.md").read_text()
+
+
 def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
     shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
     options = SMALL | {"data_dir": data, "output_dir": tmp_path, "resume": "true"}
