@@ -14,7 +14,18 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from seed_runs import Log, Schedule, difference, kept, learn, new_model, signed, spread, write_page
+from seed_runs import (
+    Log,
+    Schedule,
+    difference,
+    kept,
+    learn,
+    new_model,
+    signed,
+    spread,
+    what_is_measured,
+    write_page,
+)
 
 from modeling_implicitrec import ModelScorer, evaluate, fit_baselines, parse_arguments
 
@@ -153,10 +164,10 @@ def verdict(found: dict) -> str:
 
 def page(report: dict) -> list[str]:
     lines = ["# Which ideas help", ""]
-    lines += [" ".join((__doc__ or "").split("\n\n", 1)[1].split(" Runs are kept")[0].split()), ""]
+    lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
     lines += [f"`{report['command']}`; NDCG@10, mean ± standard deviation over "]
     lines += [
-        f"{len(report['seeds'])} seeds; differences from the base ± standard error. The last "
+        f"{len(report['training seeds'])} seeds; differences from the base ± standard error. The last "
     ]
     lines += ["column is by the validation part: beyond twice the error, or not.", ""]
     for name, world in report["logs"].items():
@@ -182,7 +193,7 @@ def main() -> None:
     (args,) = parse_arguments(ModelAblationArguments)
     report = {
         "command": f"python scripts/ablate_model.py --epochs {args.epochs:g}",
-        "seeds": args.seeds,
+        "training seeds": args.seeds,
         "logs": {name: run_log(args, name) for name in args.logs},
     }
     write_page(args.output_dir / "ablation", report, page(report))

@@ -15,7 +15,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from seed_runs import Log, Schedule, difference, kept, learn, new_model, signed, spread, write_page
+from seed_runs import (
+    Log,
+    Schedule,
+    difference,
+    kept,
+    learn,
+    new_model,
+    signed,
+    spread,
+    what_is_measured,
+    write_page,
+)
 
 from modeling_implicitrec import (
     EventSchema,
@@ -214,7 +225,7 @@ def summary(runs: dict[str, list[dict]]) -> dict:
 
 def page(report: dict) -> list[str]:
     lines = ["# One behaviour out of many", ""]
-    lines += [" ".join((__doc__ or "").split("\n\n", 1)[1].split(" Runs are kept")[0].split()), ""]
+    lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
     lines += [f"`{report['command']}`; NDCG@10, mean ± standard deviation over seeds, test part; "]
     lines += ["differences are paired, ± standard error over people and seeds.", ""]
     for name, world in report["worlds"].items():

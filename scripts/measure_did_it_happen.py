@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset
-from seed_runs import Log, kept, spread, write_page
+from seed_runs import Log, kept, spread, what_is_measured, write_page
 
 from modeling_implicitrec import (
     ImplicitRecForScoring,
@@ -150,9 +150,9 @@ def measure(args: HappenedArguments, name: str) -> Iterator[tuple[str, dict]]:
 
 def page(report: dict) -> list[str]:
     lines = ["# Did it happen?", ""]
-    lines += [" ".join((__doc__ or "").split("\n\n", 1)[1].split(" A checkpoint")[0].split()), ""]
+    lines += [what_is_measured(__doc__, before=" A checkpoint"), ""]
     lines += [
-        f"`{report['command']}`. Means, ± standard deviation over {len(report['seeds'])} seeds"
+        f"`{report['command']}`. Means, ± standard deviation over {len(report['training seeds'])} seeds"
     ]
     lines += ["for the model and over draws of pairs for the baselines, which have no seed.", ""]
     for name, scorers in report["logs"].items():
@@ -193,8 +193,9 @@ def verdict(report: dict) -> list[str]:
 def main() -> None:
     (args,) = parse_arguments(HappenedArguments)
     report = {
-        "command": f"python scripts/measure_did_it_happen.py --max_steps {args.max_steps}",
-        "seeds": args.seeds,
+        "command": f"python scripts/measure_did_it_happen.py --max_steps {args.max_steps} "
+        f"--logs '[{', '.join(args.logs)}]' --seeds '{args.seeds}'",
+        "training seeds": args.seeds,
         "draws": args.draws,
         "logs": {name: dict(measure(args, name)) for name in args.logs},
     }

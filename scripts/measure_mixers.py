@@ -23,6 +23,7 @@ from seed_runs import (
     new_model,
     signed,
     spread,
+    what_is_measured,
     write_page,
 )
 
@@ -163,9 +164,9 @@ def summary(runs: list[dict]) -> dict:
 
 def page(report: dict) -> list[str]:
     lines = ["# Attention, GRU, convolution", ""]
-    lines += [" ".join((__doc__ or "").split("\n\n", 1)[1].split(" Runs are kept")[0].split()), ""]
+    lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
     lines += [f"`{report['command']}`; NDCG@10 of new items, mean ± standard deviation over "]
-    lines += [f"{len(report['seeds'])} seeds; differences are paired, ± standard error.", ""]
+    lines += [f"{len(report['training seeds'])} seeds; differences are paired, ± standard error.", ""]
     for name, world in report["logs"].items():
         lines += [f"## {name}", ""]
         sizes = [f"{m} {p['blocks']:,} (MLP {p['MLP']})" for m, p in world["parameters"].items()]
@@ -191,7 +192,7 @@ def main() -> None:
     (args,) = parse_arguments(MixerArguments)
     report = {
         "command": f"python scripts/measure_mixers.py --seconds {args.seconds:g}",
-        "seeds": args.seeds,
+        "training seeds": args.seeds,
         "logs": {name: run_log(args, name) for name in args.logs},
     }
     write_page(args.output_dir / "mixers", report, page(report))

@@ -139,6 +139,11 @@ def kept(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text())
 
 
+def what_is_measured(doc: str | None, before: str) -> str:
+    """A script's own words after its first sentence, up to where it speaks of its files."""
+    return " ".join((doc or "").split("\n\n", 1)[1].split()).split(before)[0]
+
+
 def write_page(target: Path, report: dict, lines: Sequence[str]) -> None:
     """`<target>.json` and the page `<target>.md`."""
     target.parent.mkdir(parents=True, exist_ok=True)
