@@ -166,7 +166,10 @@ def page(report: dict) -> list[str]:
     lines = ["# Attention, GRU, convolution", ""]
     lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
     lines += [f"`{report['command']}`; NDCG@10 of new items, mean ± standard deviation over "]
-    lines += [f"{len(report['training seeds'])} seeds; differences are paired, ± standard error.", ""]
+    lines += [
+        f"{len(report['training seeds'])} seeds; differences are paired, ± standard error.",
+        "",
+    ]
     for name, world in report["logs"].items():
         lines += [f"## {name}", ""]
         sizes = [f"{m} {p['blocks']:,} (MLP {p['MLP']})" for m, p in world["parameters"].items()]
