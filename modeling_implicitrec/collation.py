@@ -43,7 +43,8 @@ class DataCollatorForNextItem:
     the last, whose weight is their sum; it needs `target_window`.
 
     Events of negative types stay in the history, but are neither label nor target: "what follows" is the
-    next moment, or all of the horizon or window, without them.
+    next moment, or all of the horizon or window, without them. With `target_event_type_ids` only these
+    types are labels or targets: every event is labelled with the wanted behaviour that follows it next.
 
     Draws depend on the seed, the epoch and the row alone: not on the batch, the process or on what
     was drawn before, so that a resumed run and one on several processes see the same labels. Give
@@ -56,6 +57,7 @@ class DataCollatorForNextItem:
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
         negative_event_type_ids: event types that are never a label or target.
+        target_event_type_ids: the only event types that are; none for all.
         negative_labels: also draw, for every event, the item of a negative event that follows it, as its
             label is drawn from the others: an explicit negative (see `negative_event_loss`).
         label_weight_power: p of a label's weight in the loss, `w^p` of the event it was drawn from;
@@ -70,6 +72,7 @@ class DataCollatorForNextItem:
     target_window: float = 0.0
     collapse_repeats: bool = False
     negative_event_type_ids: Sequence[int] = ()
+    target_event_type_ids: Sequence[int] = ()
     negative_labels: bool = False
     num_folds: int = 0
     seed: int = 0
@@ -81,6 +84,9 @@ class DataCollatorForNextItem:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.negative_labels and (self.target_window or not self.negative_event_type_ids):
             raise ValueError("negative_labels need negative_event_type_ids and no target_window")
+        both = set(self.target_event_type_ids) & set(self.negative_event_type_ids)
+        if both:
+            raise ValueError(f"a type is a target or negative, both are {sorted(both)}")
         if self.label_weight_power < 0 or (self.label_weight_power and self.target_window):
             raise ValueError(
                 "label_weight_power must not be negative, and 0 with a target_window, whose targets "
@@ -141,7 +147,7 @@ class DataCollatorForNextItem:
         moment = times[generator.integers(0, last)]
         cut = np.searchsorted(times, moment, side="right")
         end = np.searchsorted(times, moment + self.target_window, side="right")
-        wanted = self._positive(part)[cut:end]
+        wanted = self._wanted(part)[cut:end]
         targets = np.unique(part["input_ids"][cut:end][wanted])
         history = {name: values[:cut] for name, values in part.items()}
         return self._latest(history) | {"target_ids": targets}
@@ -150,15 +156,16 @@ class DataCollatorForNextItem:
         """Events and their labels, a part of at most `max_length` of each row."""
         events = Events.of(rows, [name for name in INPUTS if name in rows[0]])
         columns, row = dict(events.columns), events.row
-        wanted = self._positive(columns)
-        choices = [wanted, ~wanted] if self.negative_labels else [wanted]
+        wanted = self._wanted(columns)
+        refused = self._of_types(columns, self.negative_event_type_ids)
+        choices = [wanted, refused] if self.negative_labels else [wanted]
         chances, starts = self._draw(rows, events, choices)
         labels, evidence = draw_next(events, wanted, chances[0], self.label_horizon)
         if self.moment_ends_only:
             moments = events.moments(self.label_horizon)
             labels[:-1][moments[1:] == moments[:-1]] = -100
         if self.negative_labels:
-            drawn, _ = draw_next(events, ~wanted, chances[1], self.label_horizon)
+            drawn, _ = draw_next(events, refused, chances[1], self.label_horizon)
             told = (labels != -100) & (drawn != labels)
             columns["negative_labels"] = np.where(told, drawn, -100)
         columns["labels"] = labels
@@ -190,13 +197,20 @@ class DataCollatorForNextItem:
                 starts[place] = generator.integers(0, size - self.max_length)
         return [np.concatenate(drawn) for drawn in chances], starts
 
-    def _positive(self, part: dict[str, np.ndarray]) -> np.ndarray:
+    def _wanted(self, part: dict[str, np.ndarray]) -> np.ndarray:
         """Which events may be a label or target."""
-        if not self.negative_event_type_ids:
-            return np.ones(len(part["input_ids"]), dtype=bool)
+        if self.target_event_type_ids:
+            return self._of_types(part, self.target_event_type_ids)
+        return ~self._of_types(part, self.negative_event_type_ids)
+
+    def _of_types(self, part: dict[str, np.ndarray], type_ids: Sequence[int]) -> np.ndarray:
+        if not type_ids:
+            return np.zeros(len(part["input_ids"]), dtype=bool)
         if "event_type_ids" not in part:
-            raise ValueError("negative_event_type_ids need event_type_ids in the rows, got none")
-        return ~np.isin(part["event_type_ids"], self.negative_event_type_ids)
+            raise ValueError(
+                f"event types {list(type_ids)} need event_type_ids in the rows, got none"
+            )
+        return np.isin(part["event_type_ids"], type_ids)
 
 
 def _scatter(

@@ -1,6 +1,6 @@
 """Event table to per-user sequences in time order, and their splits without leaks."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -57,27 +57,38 @@ def _named(batch: pa.RecordBatch, names: Mapping[str, str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def leave_last_out(sequences: Dataset) -> DatasetDict:
+def leave_last_out(sequences: Dataset, *, target_event_types: Sequence[str] = ()) -> DatasetDict:
     """Test on each user's last event, validate on the one before, train on the rest.
 
     Users with fewer than three events are in train only, whole. Rows of `validation` and `test`
     hold the history before the target in the list columns, and the target in `target_item_ids` and,
     where present, `target_event_types`, `target_timestamps`, `target_counts`.
 
+    Args:
+        sequences: as `build_sequences` makes them.
+        target_event_types: only events of these types are targets: the last of them is the test, the one
+            before the validation, with events of all types before each as its history. Train ends before
+            the validation target. Users without two such events and a history are in train only, whole.
+
+    Raises:
+        ValueError: for target types that the log does not have.
+
     >>> log = Dataset.from_dict({"user_id": [7], "item_ids": [[1, 2, 3, 4]]})
     >>> test = leave_last_out(log)["test"]
     >>> test[0]
     {'user_id': 7, 'item_ids': [1, 2, 3], 'target_item_ids': [4]}
     """
+    _check_types(sequences, target_event_types)
 
     def train(batch: pa.RecordBatch) -> pa.RecordBatch:
-        length = _lengths(batch)
-        return _cut(batch, (np.zeros_like(length), np.where(length < 3, length, length - 2)))
+        place, held = _last_place(batch, 2, target_event_types)
+        return _cut(batch, (np.zeros_like(place), np.where(held, place, _lengths(batch))))
 
-    def held_out(distance: int) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    def held_out(last: int) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
         def cut(batch: pa.RecordBatch) -> pa.RecordBatch:
-            batch = batch.filter(pa.array(_lengths(batch) >= 3))
-            place = _lengths(batch) - distance
+            held = _last_place(batch, 2, target_event_types)[1]
+            batch = batch.filter(pa.array(held, pa.bool_()))
+            place = _last_place(batch, last, target_event_types)[0]
             return _cut(batch, (np.zeros_like(place), place), (place, place + 1))
 
         return cut
@@ -86,7 +97,11 @@ def leave_last_out(sequences: Dataset) -> DatasetDict:
 
 
 def temporal_split(
-    sequences: Dataset, *, test_seconds: float, validation_seconds: float | None = None
+    sequences: Dataset,
+    *,
+    test_seconds: float,
+    validation_seconds: float | None = None,
+    target_event_types: Sequence[str] = (),
 ) -> DatasetDict:
     """Split all users at two moments, so that no training event is later than any target.
 
@@ -99,23 +114,27 @@ def temporal_split(
     Args:
         sequences: with `timestamps` in time order, as `build_sequences` makes them.
         test_seconds: length of the test period; `validation_seconds` is the same when None.
+        target_event_types: only events of these types are targets; the histories hold all types.
 
     Raises:
-        ValueError: for no timestamps, a period that is not positive, or an empty split.
+        ValueError: for no timestamps, a period that is not positive, target types that the log does not
+            have, or an empty split.
     """
     if "timestamps" not in sequences.column_names:
         raise ValueError(f"temporal_split needs timestamps, columns are {sequences.column_names}")
     validation_seconds = test_seconds if validation_seconds is None else validation_seconds
     if not (test_seconds > 0 and validation_seconds > 0):
         raise ValueError(f"periods must be positive, got {test_seconds}, {validation_seconds}")
+    _check_types(sequences, target_event_types)
     test_start = max(_last_times(sequences), default=0) - test_seconds
     validation_start = test_start - validation_seconds
 
+    period = partial(_cut_period, target_event_types=target_event_types)
     cuts = {
         "train": partial(_cut_before, moment=validation_start),
         "before_test": partial(_cut_before, moment=test_start),
-        "validation": partial(_cut_period, start=validation_start, end=test_start),
-        "test": partial(_cut_period, start=test_start, end=np.inf),
+        "validation": partial(period, start=validation_start, end=test_start),
+        "test": partial(period, start=test_start, end=np.inf),
     }
     splits = _split(sequences, cuts)
     empty = [name for name, rows in splits.items() if not len(rows)]
@@ -195,6 +214,64 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
     return pc.list_value_length(batch["item_ids"]).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def _check_types(sequences: Dataset, wanted: Sequence[str]) -> None:
+    """Raise `ValueError` unless the log has events of every type."""
+    if not wanted:
+        return
+    if "event_types" not in sequences.column_names:
+        raise ValueError(
+            f"target_event_types need event_types, columns are {sequences.column_names}"
+        )
+    known: set = set()
+    for batch in read_batches(sequences):
+        known |= set(pc.unique(batch["event_types"].flatten()).to_pylist())
+    absent = sorted(set(wanted) - known)
+    if absent:
+        found = sorted(name for name in known if name is not None)
+        raise ValueError(f"target_event_types must be types of the log, {found}; got {absent}")
+
+
+def _is_target(types: pa.Array, wanted: Sequence[str]) -> pa.Array:
+    """For each event whether it is of a wanted type."""
+    return pc.is_in(types.flatten(), value_set=pa.array(list(wanted), types.type.value_type))
+
+
+def _last_place(
+    batch: pa.RecordBatch, last: int, wanted: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the target is that is the `last` from the end, and which users have events held out."""
+    length = _lengths(batch)
+    if not wanted:
+        return np.where(length < 3, 0, length - last), length >= 3
+    target = _is_target(batch["event_types"], wanted).to_numpy(zero_copy_only=False)
+    total = np.concatenate([[0], np.cumsum(target)])
+    start = np.concatenate([[0], np.cumsum(length)])
+    number = np.diff(total[start])
+    at = np.append(np.flatnonzero(target), [0, 0])  # a user's n-th is found by those before it
+
+    def place(distance: int) -> np.ndarray:
+        return at[np.maximum(total[start[1:]] - distance, 0)] - start[:-1]
+
+    held = (number >= 2) & (place(2) > 0)
+    return np.where(held, place(last), 0), held
+
+
+def _keep_targets(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
+    """The rows with only those targets that are of a wanted type."""
+    lists = batch["target_event_types"]
+    kept = _is_target(lists, wanted)
+    row = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy())
+    size = np.bincount(row[kept.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    ends = np.concatenate([[0], np.cumsum(size)])
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name in TARGETS.values():
+        if name in columns:
+            values = columns[name].flatten().filter(kept)
+            offsets = pa.array(ends, columns[name].offsets.type)
+            columns[name] = type(columns[name]).from_arrays(offsets, values)
+    return pa.RecordBatch.from_pydict(columns)
+
+
 def _slice_lists(lists: pa.Array, bounds: Bounds) -> pa.Array:
     """The part [start, stop) of each list."""
     start, stop = bounds
@@ -237,10 +314,14 @@ def _cut_before(batch: pa.RecordBatch, moment: float) -> pa.RecordBatch:
     return _drop_empty(_cut(batch, (np.zeros_like(stop), stop)), ["item_ids"])
 
 
-def _cut_period(batch: pa.RecordBatch, start: float, end: float) -> pa.RecordBatch:
+def _cut_period(
+    batch: pa.RecordBatch, start: float, end: float, target_event_types: Sequence[str]
+) -> pa.RecordBatch:
     """Targets in [start, end) and the history before, of the users who have both."""
     first, last = _events_before(batch, start), _events_before(batch, end)
     parts = _cut(batch, (np.zeros_like(first), first), (first, last))
+    if target_event_types:
+        parts = _keep_targets(parts, target_event_types)
     return _drop_empty(parts, ["item_ids", "target_item_ids"])
 
 

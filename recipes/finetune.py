@@ -78,6 +78,10 @@ class FinetuneArguments:
     label_weight_power: float = field(
         default=0.0, metadata={"help": "p of a label's weight w^p in the loss; 0: alike"}
     )
+    target_event_types: list | None = field(
+        default=None,
+        metadata={"help": "labels of these types only; left out: those of prepare.py; []: of all"},
+    )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
     target_window_days: float = field(
@@ -224,6 +228,25 @@ def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcesso
     return train, splits["validation"], processor
 
 
+def target_types(args: FinetuneArguments) -> list[str]:
+    """The event types that labels are of; none for all."""
+    prepared = Path(args.data_dir, "prepare.json")
+    if args.target_event_types is not None or not prepared.exists():
+        return args.target_event_types or []
+    return json.loads(prepared.read_text()).get("target_event_types", [])
+
+
+def target_type_ids(args: FinetuneArguments) -> list[int]:
+    types = target_types(args)
+    if not types:
+        return []
+    known = ImplicitRecProcessor.from_pretrained(Path(args.data_dir, "processor")).event_types
+    absent = sorted(set(types) - set(known))
+    if absent:
+        raise SystemExit(f"target_event_types must be among {known}, got also {absent}")
+    return [known.index(name) + 1 for name in types]
+
+
 def build_trainer(args: FinetuneArguments, training, model, train, validation) -> Trainer:
     training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
@@ -240,6 +263,7 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         label_weight_power=args.label_weight_power,
+        target_event_type_ids=target_type_ids(args),
         # A private run's draws are as secret as its noise; the card tells the run's own seed.
         seed=secrets.randbits(63) if args.dp_epsilon else training.seed,
     )
@@ -307,6 +331,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     period = None if private else read_period(trainer.train_dataset.rows)
     if args.from_checkpoint:
         best |= {"started from": args.from_checkpoint, "tuned": args.tune}
+    if target_types(args):
+        best |= {"predicts events of": target_types(args)}
     if private:
         best |= {"differential privacy": trainer.plan.to_dict()}
     return best | {

@@ -79,6 +79,10 @@ class PrepareArguments:
     )
     split: str = field(default="leave_last_out", metadata={"help": "or temporal"})
     test_days: float = field(default=28.0, metadata={"help": "length of a temporal test"})
+    target_event_types: list = field(
+        default_factory=list,
+        metadata={"help": "predict these types only, from events of all types; none: every event"},
+    )
     event_type_weights: dict = field(default_factory=dict, metadata={"help": "factor per type"})
     learn_weights: dict = field(
         default_factory=dict,
@@ -175,10 +179,15 @@ def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
 
 def split_events(args: PrepareArguments, events: Events) -> DatasetDict:
     sequences = build_sequences(events)
+    types = args.target_event_types
+    both = sorted(set(types) & set(args.negative_event_types))
+    if both:
+        raise SystemExit(f"a type is a target or negative, both are {both}")
     if args.split == "temporal":
-        return temporal_split(sequences, test_seconds=args.test_days * DAY)
+        seconds = args.test_days * DAY
+        return temporal_split(sequences, test_seconds=seconds, target_event_types=types)
     if args.split == "leave_last_out":
-        return leave_last_out(sequences)
+        return leave_last_out(sequences, target_event_types=types)
     raise SystemExit(f"split must be leave_last_out or temporal, got {args.split!r}")
 
 

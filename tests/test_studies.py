@@ -1,0 +1,177 @@
+"""The studies of behaviours, "did it happen?", mixers and ideas: what they compare is what they say."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling_implicitrec import (
+    EventSchema,
+    ImplicitRecProcessor,
+    build_sequences,
+    encode_splits,
+    leave_last_out,
+    load_events,
+    save_sequences,
+    training_columns,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # where scripts find each other
+
+import ablate_model  # noqa: E402
+import measure_behaviours  # noqa: E402
+import measure_did_it_happen as happened  # noqa: E402
+import measure_mixers  # noqa: E402
+import seed_runs  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    """A folder with the prepared log `small`: people who walk along a ring of twenty items."""
+    draw, rows = np.random.default_rng(0), []
+    for user in range(30):
+        start = draw.integers(20)
+        for step in range(draw.integers(5, 12)):
+            rows.append((user, f"item {(start + step) % 20}", 1_600_000_000 + 60 * step, "view"))
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "kind"])
+    splits = leave_last_out(build_sequences(load_events(frame, EventSchema(event_type="kind"))))
+    processor = ImplicitRecProcessor.fit(training_columns(splits["train"]))
+    folder = tmp_path_factory.mktemp("data")
+    save_sequences(encode_splits(splits, processor), folder / "small" / "sequences")
+    processor.save_pretrained(folder / "small" / "processor")
+    return folder
+
+
+def test_a_difference_has_the_errors_of_people_and_of_seeds():
+    ours = [np.array([1.0, 3.0]), np.array([2.0, 4.0])]
+    found = seed_runs.difference(ours, [np.zeros(2), np.zeros(2)])
+    assert found["mean"] == pytest.approx(2.5)
+    people, seeds = np.std([1.5, 3.5], ddof=1), np.std([2.0, 3.0], ddof=1)
+    assert found["error"] == pytest.approx(np.hypot(people, seeds) / np.sqrt(2))
+    assert seed_runs.difference(ours, ours) == {"mean": 0.0, "error": 0.0}
+
+
+def test_a_run_that_is_there_is_not_made_again(tmp_path):
+    made = []
+    for _ in range(2):
+        found = seed_runs.kept(tmp_path / "a" / "run.json", lambda: made.append(1) or {"n": 1})
+    assert found == {"n": 1} and len(made) == 1
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
+
+
+def test_a_visit_is_at_its_last_moment_and_of_its_strongest_type():
+    columns = ["user", "item", "time", "kind"]
+    rows = [
+        ("u", "a", 0, "view"),
+        ("u", "b", 5, "view"),
+        ("u", "a", 10, "like"),
+        ("u", "a", 20, "view"),
+        ("u", "a", 20 + 3601, "view"),
+        ("v", "a", 30, "view"),
+    ]
+    found = measure_behaviours.visits(pd.DataFrame(rows, columns=columns), {"view": 1, "like": 2})
+    assert sorted(found[columns].itertuples(index=False, name=None)) == [
+        ("u", "a", 20, "like"),
+        ("u", "a", 3621, "view"),
+        ("u", "b", 5, "view"),
+        ("v", "a", 30, "view"),
+    ]
+
+
+def test_ways_read_what_they_say(tmp_path):
+    kinds = ["view", "buy", "view", "buy", "view", "buy"]
+    frame = pd.DataFrame({"user_id": 1, "item_id": list("abcdef"), "timestamp": range(6)})
+    schema = EventSchema(event_type="kind")
+    events = load_events(frame.assign(kind=kinds), schema)
+    splits = leave_last_out(build_sequences(events), target_event_types=["buy"])
+    columns = training_columns(splits["train"])
+    processor = ImplicitRecProcessor.fit(columns, event_type_weights={"buy": 3.0})
+    world = seed_runs.Log(encode_splits(splits, processor), processor)
+    targets = processor.encode_event_types(["buy"])
+    read = {
+        name: measure_behaviours.seen_by(way, world, targets)["train"][0]
+        for name, way in measure_behaviours.WAYS.items()
+    }
+    assert processor.decode_items(read["target types alone"]["input_ids"]) == ["b"]
+    assert read["all types alike"]["length"] == 3
+    assert set(read["all types alike"]["input_weights"]) == {1.0}
+    weights = read["all types, told apart and weighted"]["input_weights"]
+    assert weights[1] == pytest.approx(3 * weights[0])
+
+
+class Oracle:
+    """Knows what happened, or the opposite."""
+
+    def __init__(self, rows: list[dict], sign: float) -> None:
+        self.name = "oracle"
+        self.scores = np.zeros((len(rows), 9))
+        for row in rows:
+            self.scores[row["place"], row["target_ids"]] = sign
+
+    def score(self, rows: list[dict]) -> np.ndarray:
+        return self.scores[[row["place"] for row in rows]]
+
+
+@pytest.mark.parametrize(("sign", "right"), [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)])
+def test_pairs_are_told_apart_by_who_knows(sign, right):
+    rows = [{"place": n, "input_ids": [1, 2], "target_ids": [2, 3 + n]} for n in range(5)]
+    found = happened.ask(Oracle(rows, sign), rows, np.ones(9), seeds=[0, 1])
+    assert list(found) == ["all, uniform", "all, popularity", "new, uniform", "new, popularity"]
+    for answers in found.values():
+        assert answers["paired_accuracy"] == [right, right]
+        assert answers["num_pairs"] == [5, 5]
+    assert [row["target_ids"].tolist() for row in happened.new_targets(rows)] == [
+        [3 + n] for n in range(5)
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_mixers_are_of_one_size(layers):
+    settings = {"hidden_size": 32, "num_hidden_layers": layers, "max_position_embeddings": 50}
+    sizes = {
+        mixer: measure_mixers.block_parameters(
+            settings | {"sequence_mixer": mixer, "intermediate_size": width}
+        )
+        for mixer, width in measure_mixers.equal_widths(settings, 128).items()
+    }
+    assert list(sizes) == list(measure_mixers.MIXERS)
+    assert max(sizes.values()) / min(sizes.values()) < 1.02
+
+
+def test_the_mixers_are_measured(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_mixers, "WORLDS", {"small": {"max_position_embeddings": 20}})
+    words = ["--logs", "[small]", "--seeds", "[0]", "--seconds", "0.01", "--data_dir", str(log)]
+    words += ["--work_dir", str(tmp_path / "work"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["measure_mixers.py", *words])
+    measure_mixers.main()
+    report = json.loads((tmp_path / "mixers.json").read_text())["logs"]["small"]
+    for kind in measure_mixers.KINDS:
+        assert all(len(found["test"]) == 1 for found in report["kinds"][kind].values())
+        assert "against attention" in report["kinds"][kind]["gru"]
+
+
+def test_an_arm_without_a_change_is_not_run_and_the_base_is_the_base(log, tmp_path, monkeypatch):
+    worlds = {"small": {"max_position_embeddings": 20, "exclude_seen": True}}
+    monkeypatch.setattr(ablate_model, "WORLDS", worlds)
+    words = ["--logs", "[small]", "--seeds", "[0, 1]", "--epochs", "1", "--data_dir", str(log)]
+    words += ["--arms", "[base, no copy prior, no blocks, without times, states not centred]"]
+    words += ["--work_dir", str(tmp_path / "work"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ablate_model.py", *words])
+    ablate_model.main()
+    arms = json.loads((tmp_path / "ablation.json").read_text())["logs"]["small"]["arms"]
+    assert list(arms) == ["base", "no blocks", "without times", "states not centred"]
+    assert arms["base"]["test difference"] == {"mean": 0.0, "error": 0.0}
+    text = (tmp_path / "ablation.md").read_text()
+    assert "| no blocks |" in text and "no copy prior" not in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "said"), [(0.03, 0.01, "better"), (-0.03, 0.01, "worse"), (0.01, 0.01, "no")]
+)
+def test_a_difference_within_twice_its_error_is_none(mean, error, said):
+    found = {"validation difference": {"mean": mean, "error": error}}
+    assert ablate_model.verdict(found).startswith(said)
