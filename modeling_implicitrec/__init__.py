@@ -1,8 +1,14 @@
 """implicitrec: recommenders from behaviour logs, the Hugging Face way."""
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .activity_regression import ActivityRegression
 from .adapters import add_lora, freeze_body, merge_lora
 from .arguments import parse_arguments
 from .baselines import (
@@ -20,6 +26,10 @@ from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
 from .checkpoints import last_checkpoint, resume_point
+from .classification_implicitrec import (
+    ImplicitRecForSequenceClassification,
+    ImplicitRecSequenceClassifierOutput,
+)
 from .cleaning import CleaningOptions
 from .cleaning_report import CleaningReport
 from .cold_items import (
@@ -63,9 +73,12 @@ from .live_head import Past, read_pasts
 from .matrices import positive_events, user_counts
 from .metrics import (
     auc,
+    average_precision,
+    calibration_error,
     coverage_at_k,
     gini_at_k,
     hit_rate_at_k,
+    log_loss,
     map_at_k,
     mrr_at_k,
     ndcg_at_k,
@@ -87,6 +100,16 @@ from .privacy import (
 )
 from .processing_implicitrec import ImplicitRecProcessor
 from .provenance import RunRecord, read_period
+from .questions import (
+    AskedRows,
+    DataCollatorForQuestions,
+    Question,
+    activity_features,
+    answer_metrics,
+    ask,
+    ask_table,
+    question_moments,
+)
 from .ranking import rank_histories
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
@@ -107,9 +130,11 @@ from .weight_learning import LearnedEffect, LearnedWeights, learn_event_weights
 
 AutoConfig.register("implicitrec", ImplicitRecConfig)
 AutoModel.register(ImplicitRecConfig, ImplicitRecForScoring)
+AutoModelForSequenceClassification.register(ImplicitRecConfig, ImplicitRecForSequenceClassification)
 AutoProcessor.register(ImplicitRecConfig, ImplicitRecProcessor)
 ImplicitRecConfig.register_for_auto_class("AutoConfig")
 ImplicitRecForScoring.register_for_auto_class("AutoModel")
+ImplicitRecForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 ImplicitRecProcessor.register_for_auto_class("AutoProcessor")
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline, pt_model=AutoModel)
 
@@ -119,6 +144,20 @@ __all__ = [
     "choose_settings",
     "log_statistics",
     "write_default_recipe",
+    "ActivityRegression",
+    "AskedRows",
+    "DataCollatorForQuestions",
+    "ImplicitRecForSequenceClassification",
+    "ImplicitRecSequenceClassifierOutput",
+    "Question",
+    "activity_features",
+    "answer_metrics",
+    "ask",
+    "ask_table",
+    "average_precision",
+    "calibration_error",
+    "log_loss",
+    "question_moments",
     "auc",
     "coverage_at_k",
     "gini_at_k",

@@ -2,18 +2,18 @@
 
 from torch import nn
 
-from .modeling_implicitrec import ImplicitRecForScoring
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 
 PROJECTIONS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
-def freeze_body(model: ImplicitRecForScoring) -> None:
+def freeze_body(model: ImplicitRecPreTrainedModel) -> None:
     """Keep the blocks as they are; the tables of items and types, the priors and the head learn."""
     model.model.blocks.requires_grad_(False)
     model.model.norm.requires_grad_(False)
 
 
-def add_lora(model: ImplicitRecForScoring, *, rank: int = 8) -> None:
+def add_lora(model: ImplicitRecPreTrainedModel, *, rank: int = 8) -> None:
     """Freeze the body, and give its linear layers low-rank adapters (LoRA, Hu et al., 2022) that learn.
 
     They start at zero, so that scores stay. [`merge_lora`] makes an ordinary model of it again, which is
@@ -37,7 +37,7 @@ def add_lora(model: ImplicitRecForScoring, *, rank: int = 8) -> None:
     )
 
 
-def merge_lora(model: ImplicitRecForScoring) -> None:
+def merge_lora(model: ImplicitRecPreTrainedModel) -> None:
     """Add the adapters to the layers that they are on, which take their place."""
     from peft.tuners.lora import LoraLayer
 

@@ -65,6 +65,7 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         platform_ids: Tensor | None = None,
         cache: UserState | None = None,
         use_cache: bool = False,
+        masked_items: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states `[batch, length, hidden_size]`; zero where there is no event.
@@ -78,6 +79,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             platform_ids: `[batch, length]`, read where `num_platforms` is above 1. All 0 by default.
             cache: of the same users, whose events these follow in time; see [`UserState`].
             use_cache: also give the state after these events, as `cache`; always done with a `cache`.
+            masked_items: bool `[batch, length]`, events whose item the body does not see. Then every
+                event looks at those after it as well; not beside a cache.
 
         Raises:
             ValueError: for impossible weights, more than `max_position_embeddings` events, or a cache
@@ -89,6 +92,10 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             self.check_state(cache)
             events = extend_columns(cache.events, events)
             check_length(self.config, events)
+        if masked_items is not None:
+            if cache is not None or use_cache or self.evidence_bias is None:
+                raise ValueError("masked_items need the attention mixer and no cache")
+            events = {**events, "masked_items": masked_items}
         hidden, memories = self.advance(events, input_ids.shape[1], cache)
         if cache is None and not use_cache:
             return BaseModelOutputWithPast(last_hidden_state=hidden)
@@ -108,7 +115,9 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         hidden = self.dropout(self._embed(events, new))  # [batch, new, hidden_size]
         bias = None
         if self.evidence_bias is not None:
-            bias = self.evidence_bias(events["input_weights"], events.get("timestamps"), new)
+            both_ways = "masked_items" in events
+            known = (events["input_weights"], events.get("timestamps"), new)
+            bias = self.evidence_bias(*known, both_ways=both_ways)
             bias = bias.to(hidden.dtype)
         memories: list[Memory] = [()] * len(self.blocks) if cache is None else list(cache.memories)
         for place, block in enumerate(self.blocks):
@@ -131,6 +140,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         """All that is known of the new events, `[batch, new, hidden_size]`."""
         weights, input_ids = events["input_weights"], events["input_ids"][:, new]
         hidden = self.item_embedding(input_ids)
+        if "masked_items" in events:
+            hidden = hidden * ~events["masked_items"].unsqueeze(-1)
         if self.training and self.config.item_dropout_prob:
             kept = torch.rand_like(weights[:, new]) >= self.config.item_dropout_prob
             hidden = hidden * kept.unsqueeze(-1)

@@ -10,16 +10,19 @@ from .pipeline_implicitrec import TASK, RecommendationPipeline
 
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
 LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
-HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation"}
+HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation", "num_labels"}
 HUB_KEYS |= {"name_or_path", "use_cache"}  # written by loading and by Trainer
 AUTO_MAP = {
     "AutoConfig": "configuration_implicitrec.ImplicitRecConfig",
     "AutoModel": "modeling_implicitrec.ImplicitRecForScoring",
+    "AutoModelForSequenceClassification": (
+        "classification_implicitrec.ImplicitRecForSequenceClassification"
+    ),
     "AutoProcessor": "processing_implicitrec.ImplicitRecProcessor",
 }
 # A configuration is read before its weights, and may come from anybody: what it builds has a bound.
 MAX_SIZES = {"num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18}
-MAX_SIZES |= {"item_feature_size": 2**16}
+MAX_SIZES |= {"item_feature_size": 2**16, "user_feature_size": 2**16}
 MAX_SIZES |= {"vocab_size": 2**31, "num_event_types": 2**20, "num_platforms": 2**20}
 MAX_SIZES |= {"num_time_buckets": 2**16, "num_weight_bins": 2**16, "num_cooccurrences": 2**16}
 
@@ -43,6 +46,8 @@ class ImplicitRecConfig(PreTrainedConfig):
             not tell platforms apart.
         item_feature_size: features of an item's content (see
             [`~ImplicitRecForScoring.fit_item_features`]); 0 for a model that knows items by ids alone.
+        user_feature_size: numbers known of a user beside the history, read by
+            [`ImplicitRecForSequenceClassification`].
         use_item_ids: gives each item a row of its own beside its content; without, items are their
             content alone.
         hidden_size: width of the embeddings and of every block.
@@ -80,6 +85,10 @@ class ImplicitRecConfig(PreTrainedConfig):
         gbce_calibration: t of gBCE (Petrov and Macdonald, 2023); 0 is plain BCE.
         negative_event_loss: weight of the pairwise loss that puts the label above the item of a negative
             event (`negative_labels` of a batch); 0 for none.
+        masked_loss: weight of telling hidden items from the events on both sides, while training on
+            next-item labels (see [`Objectives`]); needs the attention mixer. 0 for none.
+        event_type_loss: weight of telling the next event's type; 0 for none.
+        gap_loss: weight of telling how long it is until the next event; 0 for none.
         label_smoothing: share of the target spread evenly over the catalogue (full softmax).
         loss_chunk_size: labelled positions whose logits exist at one time.
         vocabulary_fingerprint: of the processor's vocabulary that the item table belongs to.
@@ -100,6 +109,7 @@ class ImplicitRecConfig(PreTrainedConfig):
     negative_event_type_ids: list[int] | None = None
     num_platforms: int = 1
     item_feature_size: int = 0
+    user_feature_size: int = 0
     use_item_ids: bool = True
     hidden_size: int = 64
     num_hidden_layers: int = 2
@@ -129,6 +139,9 @@ class ImplicitRecConfig(PreTrainedConfig):
     in_batch_share: float | int = 0.5
     gbce_calibration: float | int = 0.75
     negative_event_loss: float | int = 0.0
+    masked_loss: float | int = 0.0
+    event_type_loss: float | int = 0.0
+    gap_loss: float | int = 0.0
     label_smoothing: float | int = 0.0
     loss_chunk_size: int = 1024
     initializer_range: float = 0.02
@@ -202,10 +215,9 @@ class ImplicitRecConfig(PreTrainedConfig):
 
     def _check_evidence(self) -> None:
         """Raise `ValueError` where the terms for content, gaps and negative events do not fit."""
-        if self.item_feature_size < 0:
-            raise ValueError(
-                f"item_feature_size must not be negative, got {self.item_feature_size}"
-            )
+        for name in ("item_feature_size", "user_feature_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.use_item_ids and not (self.item_feature_size and self.tie_word_embeddings):
             raise ValueError("use_item_ids=False needs an item_feature_size and tied embeddings")
         if self.use_gaps and self.num_time_buckets < 2:
@@ -217,7 +229,10 @@ class ImplicitRecConfig(PreTrainedConfig):
                 f"negative_event_type_ids must lie in 1..{self.num_event_types - 1}, "
                 f"got {self.negative_event_type_ids}"
             )
-        if self.negative_event_loss < 0:
+        for name in ("negative_event_loss", "masked_loss", "event_type_loss", "gap_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.masked_loss and self.sequence_mixer != "attention":
             raise ValueError(
-                f"negative_event_loss must not be negative, got {self.negative_event_loss}"
+                f"masked_loss needs the attention mixer, which can look ahead, got {self.sequence_mixer!r}"
             )

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .events import CleaningReport
 from .modeling_implicitrec import ImplicitRecForScoring
+from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .processing_implicitrec import ImplicitRecProcessor
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -31,7 +32,7 @@ LAST_IN = ("processor_config.json", "config.json")  # nothing loads before these
 
 
 def save_checkpoint(
-    folder: str | os.PathLike, *, model: ImplicitRecForScoring, processor: ImplicitRecProcessor
+    folder: str | os.PathLike, *, model: ImplicitRecPreTrainedModel, processor: ImplicitRecProcessor
 ) -> Path:
     """Save a model and its processor; nobody ever loads half of one checkpoint and half of another.
 

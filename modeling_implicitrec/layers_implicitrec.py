@@ -173,11 +173,22 @@ class EvidenceBias(nn.Module):
         self.time = nn.Embedding(2 * config.num_time_buckets, heads)
         self.beta = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, weights: Tensor, timestamps: Tensor | None, new: slice = EVERY) -> Tensor:
-        """`[batch, heads, new, length]`; the lowest number where a query may not look."""
+    def forward(
+        self,
+        weights: Tensor,
+        timestamps: Tensor | None,
+        new: slice = EVERY,
+        *,
+        both_ways: bool = False,
+    ) -> Tensor:
+        """`[batch, heads, new, length]`; the lowest number where a query may not look.
+
+        With `both_ways` it may look at later events too, which count by their distance.
+        """
         present = weights > 0
         order = present.cumsum(1, dtype=torch.int32) - 1  # absent events take no place
         distance = order[:, new, None] - order[:, None, :]
+        distance = distance.abs() if both_ways else distance
         distance = distance.clamp(0, self.position.num_embeddings - 1)
         bias = BucketLookup.apply(self.position.weight, distance)  # [heads, batch, new, length]
         if timestamps is not None:
@@ -185,13 +196,15 @@ class EvidenceBias(nn.Module):
             since = timestamps - timestamps.amax(1, keepdim=True)
             since = since.clamp_min(1 - 2**31).int()
             gaps = since[:, new, None] - since[:, None, :]
+            gaps = gaps.abs() if both_ways else gaps
             buckets = log_buckets(gaps, self.time.num_embeddings)
             bias = bias + BucketLookup.apply(self.time.weight, buckets)
         log_weight = weights.clamp_min(1e-9).log()[:, None, None, :]
         beta = (1 + SCALAR_STEP * self.beta)[None, :, None, None]
         bias = bias.transpose(0, 1) + beta * log_weight
         places = torch.arange(weights.shape[1], device=weights.device)
-        allowed = (places[new, None] >= places) & present[:, None, None, :]
+        allowed = (places[new, None] >= places) | both_ways
+        allowed = allowed & present[:, None, None, :]
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
 
 

@@ -239,3 +239,51 @@ def paired_bootstrap(
     means = [gaps[generator.integers(size, size=size)].mean() for _ in range(samples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(gaps.mean()), float(low), float(high)
+
+
+def _answers(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = _scores(scores, "scores"), np.asarray(labels)
+    if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"expected labels of 0 and 1 {scores.shape}, got shape {labels.shape}")
+    return labels.astype(np.float64), scores
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """`sum_n (R_n - R_{n-1}) P_n` over the distinct scores from high to low; precision P, recall R.
+
+    >>> round(average_precision(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7])), 4)
+    0.8333
+    """
+    labels, scores = _answers(labels, scores)
+    if not labels.any():
+        raise ValueError("expected at least one label of 1, got none")
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(labels[order])
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    gained = np.diff(found[ends], prepend=0.0)
+    return float((gained * found[ends] / (ends + 1)).sum() / labels.sum())
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """`-mean(y log p + (1 - y) log(1 - p))`, p kept at least 1e-6 from 0 and 1.
+
+    >>> round(log_loss(np.array([1, 0]), np.array([0.5, 0.5])), 4)
+    0.6931
+    """
+    labels, p = _answers(labels, probabilities)
+    p = p.clip(1e-6, 1 - 1e-6)
+    return float(-(labels * np.log(p) + (1 - labels) * np.log1p(-p)).mean())
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 10) -> float:
+    """`sum_b |b| / n |mean(y_b) - mean(p_b)|`, the bins b holding equally many (Naeini et al., 2015).
+
+    >>> round(calibration_error(np.array([0, 1, 0, 1]), np.array([0.2, 0.2, 0.6, 0.6]), bins=2), 4)
+    0.2
+    """
+    labels, p = _answers(labels, probabilities)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    order = np.argsort(p, kind="stable")
+    parts = np.array_split(labels[order] - p[order], min(bins, len(p)))
+    return float(sum(abs(part.sum()) for part in parts) / len(p))

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from .body_implicitrec import ImplicitRecModel
 from .catalogue_implicitrec import CatalogueMixin
+from .classification_implicitrec import ImplicitRecForSequenceClassification  # noqa: F401 travels along
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ItemHead, StateCentre, gather_history
 from .layers_implicitrec import last_events, negative_events
@@ -26,9 +27,10 @@ from .loss_implicitrec import (
     softmax_loss,
     targets_loss,
 )
+from .objectives_implicitrec import Objectives
 from .pairs_implicitrec import own_events
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
-from .state_implicitrec import Columns, UserState, event_columns, update_state
+from .state_implicitrec import Columns, UserState, event_columns, refuse_labels, update_state
 
 
 @dataclass
@@ -74,6 +76,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         self.state_centre = StateCentre(config)
         self.head = ItemHead(config)
         self.register_buffer("item_frequency", torch.ones(config.vocab_size))
+        beside = config.masked_loss or config.event_type_loss or config.gap_loss
+        self.objectives = Objectives(config) if beside else None
         if config.tie_word_embeddings:  # Trainer warns of each missing key that is not named here
             self._keys_to_ignore_on_save = {"item_decoder.weight"}
         self.post_init()
@@ -141,8 +145,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         given: Any
         given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
         if cache is not None or use_cache or input_ids is None:
-            if labels is not None or target_ids is not None:
-                raise ValueError("expected no labels or target_ids beside a cache")
+            refuse_labels(labels, target_ids)
             return self._step(given, cache, candidate_ids, query_time)
         hidden = self.model(*given).last_hidden_state
         batch = self._prior_inputs(event_columns(self.config, *given), query_time)
@@ -150,6 +153,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         loss, logits, pointwise = None, None, candidate_ids is not None
         if labels is not None and not pointwise:
             loss = self._next_item_loss(hidden, batch, labels, label_weights, num_items_in_batch)
+            loss = loss + self._beside(given, hidden, labels, num_items_in_batch)
         if pointwise or target_ids is not None or not self.training or labels is None:
             states = hidden[torch.arange(hidden.shape[0]), last_events(batch["weights"])]
             logits = self._last_scores(states, batch, candidate_ids)
@@ -276,6 +280,13 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
 
         tensors = [self.item_table(), *self.head.parameters()]
         return chunked_loss(one_chunk, [states], tensors, self.config.loss_chunk_size)
+
+    def _beside(self, given: Any, hidden: Tensor, labels: Tensor, num_items: Any) -> Tensor | float:
+        """The loss of the auxiliary objectives: a mean over the batch, as its share of the whole step."""
+        if self.objectives is None or not self.training:
+            return 0.0
+        share = 1.0 if num_items is None else (labels != -100).sum() / num_items
+        return share * self.objectives(self, given, hidden)
 
     def _draws(self) -> tuple[int, int]:
         """Negatives drawn from the catalogue, and from the batch's labels."""

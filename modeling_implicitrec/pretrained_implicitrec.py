@@ -27,6 +27,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
+    new_head: str | None = None  # where the parameters begin that another model's checkpoint lacks
     _supports_sdpa = True
     _no_split_modules = ["ImplicitRecBlock"]
 
@@ -39,13 +40,15 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: where there are no safetensors.
             ValueError: where weights are missing, so that nobody takes chance for a trained model, or are
-                not those that were saved, by the SHA-256 in the configuration.
+                not those that were saved, by the SHA-256 in the configuration. A whole head may start
+                anew (`new_head`), which transformers warns of.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
-        if info["missing_keys"]:
+        head = {name for name in model.state_dict() if name.startswith(cls.new_head or ".")}
+        if info["missing_keys"] and set(info["missing_keys"]) != head:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{pretrained_model_name_or_path} lacks the weights {missing}")
         if model.config.weights_sha256:

@@ -13,6 +13,8 @@ import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from .classification_implicitrec import ImplicitRecForSequenceClassification
+from .configuration_implicitrec import ImplicitRecConfig
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 
@@ -68,7 +70,10 @@ def push_checkpoint(
     source = Path(folder)
     if not (source / "config.json").is_file():
         raise ValueError(f"expected a checkpoint with a config.json, got {source.name!r}")
-    model = ImplicitRecForScoring.from_pretrained(source)
+    named = ImplicitRecConfig.from_pretrained(source).architectures or []
+    answers = ImplicitRecForSequenceClassification.__name__ in named
+    kind = ImplicitRecForSequenceClassification if answers else ImplicitRecForScoring
+    model = kind.from_pretrained(source)
     ImplicitRecProcessor.from_pretrained(source).check_model(model.config)
     files = {path: source / path for path in _matching(source, CHECKPOINT)}
     api = HfApi(token=token)

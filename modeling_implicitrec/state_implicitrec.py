@@ -191,6 +191,12 @@ def extend_columns(events: Columns, new: Columns) -> Columns:
     return {name: torch.cat([events[name], new[name]], dim=1) for name in events}
 
 
+def refuse_labels(*labels: Tensor | None) -> None:
+    """Raise `ValueError` where there are labels beside a cache."""
+    if any(one is not None for one in labels):
+        raise ValueError("expected no labels or target_ids beside a cache")
+
+
 def check_length(config: ImplicitRecConfig, events: Columns) -> None:
     """Raise `ValueError` where a user has more events than a model takes."""
     most, limit = int((events["input_weights"] > 0).sum(1).max()), config.max_position_embeddings

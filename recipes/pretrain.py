@@ -2,7 +2,9 @@
 
 Each log is a folder that `prepare.py` wrote. Catalogues stay apart (`shop:123`); the body, and with
 `--use_item_features` the projection of content, are shared. `finetune.py --from_checkpoint` goes on from
-the result, on one of the logs (`--namespace shop`) or on another one.
+the result, on one of the logs (`--namespace shop`) or on another one. Beside the next item the model may
+learn to tell hidden items from both sides, and the next event's type and time: `--model "{masked_loss: 0.5,
+event_type_loss: 0.1, gap_loss: 0.1}"`. What learns that is left out of the checkpoint.
 """
 
 import json
@@ -82,11 +84,19 @@ def build_model(args: PretrainArguments, joined: JoinedLogs) -> ImplicitRecForSc
         item_feature_size=0 if features is None else features.shape[1],
         **args.model,
     )
+    if config.event_type_loss and not processor.event_types:
+        raise SystemExit("event_type_loss: the events of the logs have no types")
     model = ImplicitRecForScoring(config)
     model.fit_item_counts(processor.item_counts)
     if features is not None:
         model.fit_item_features(features)
     return model
+
+
+def drop_objectives(model: ImplicitRecForScoring) -> None:
+    """Leave the next item alone to be learnt by those who start from the checkpoint."""
+    model.objectives = None
+    model.config.update(dict.fromkeys(("masked_loss", "event_type_loss", "gap_loss"), 0.0))
 
 
 def build_trainer(training, model: ImplicitRecForScoring, joined: JoinedLogs) -> Trainer:
@@ -127,6 +137,7 @@ def main() -> None:
     model = build_model(args, joined)
     trainer = build_trainer(training, model, joined)
     trainer.train()
+    drop_objectives(model)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         joined.processor.adapt_to(model.config)

@@ -7,7 +7,6 @@ Runs add up in `docs/results/cold_items.json`; the page beside it shows them all
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,13 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict
-from transformers import Trainer, TrainingArguments, set_seed
+from short_training import train_briefly
+from transformers import set_seed
 
 from modeling_implicitrec import (
     CleaningOptions,
     ContentSimilarity,
     DataCollatorForNextItem,
-    EpochCallback,
     EventSchema,
     ImplicitRecConfig,
     ImplicitRecForScoring,
@@ -107,26 +106,17 @@ def train(log: dict, rows, processor, features: np.ndarray | None, arm: dict | N
     if features is not None:
         model.fit_item_features(features)
     collator = DataCollatorForNextItem(config.max_position_embeddings, seed=seed, **log["collator"])
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            num_train_epochs=log["epochs"],
-            per_device_train_batch_size=32,
-            learning_rate=2e-3,
-            lr_scheduler_type="cosine",
-            weight_decay=0.01,
-            remove_unused_columns=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=seed,
-        )
-        kept = rows.filter(lambda length: length > 1, input_columns="length")
-        Trainer(
-            model, settings, collator, train_dataset=kept, callbacks=[EpochCallback(collator)]
-        ).train()
-    return model.eval()
+    return train_briefly(
+        model,
+        rows,
+        collator,
+        seed=seed,
+        num_train_epochs=log["epochs"],
+        per_device_train_batch_size=32,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        weight_decay=0.01,
+    )
 
 
 def run(log: dict, seed: int) -> dict:

@@ -12,7 +12,6 @@ article of its own.
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,12 @@ from statistics import mean, stdev
 
 import numpy as np
 import pandas as pd
-from transformers import Trainer, TrainingArguments, set_seed
+from short_training import train_briefly
+from transformers import set_seed
 
 from modeling_implicitrec import (
     CleaningOptions,
     DataCollatorForNextItem,
-    EpochCallback,
     EventSchema,
     ImplicitRecConfig,
     ImplicitRecForScoring,
@@ -158,24 +157,16 @@ def train(rows, processor, defence: Defence, seed: int) -> ImplicitRecForScoring
     model.fit_cooccurrences(*table)
     power = defence.label_weight_power
     collator = DataCollatorForNextItem(LONGEST, seed=seed, label_weight_power=power)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=32,
-            learning_rate=2e-3,
-            train_sampling_strategy="group_by_length",
-            remove_unused_columns=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=seed,
-        )
-        some = rows.filter(lambda size: size > 1, input_columns="length")
-        callbacks = [EpochCallback(collator)]
-        Trainer(model, settings, collator, train_dataset=some, callbacks=callbacks).train()
-    return model
+    return train_briefly(
+        model,
+        rows,
+        collator,
+        seed=seed,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=32,
+        learning_rate=2e-3,
+        train_sampling_strategy="group_by_length",
+    )
 
 
 def exposure(scorer, rows, token: int) -> float:

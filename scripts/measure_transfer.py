@@ -8,17 +8,16 @@ shows them all.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 from safetensors.numpy import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from short_training import train_briefly
+from transformers import TrainerCallback, set_seed
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
-    EpochCallback,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
@@ -31,7 +30,7 @@ from modeling_implicitrec import (
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "transfer.json"
 SHARES = (0.01, 0.1, 1.0)
-STEPS = {0.01: 60, 0.1: 120, 1.0: 240}
+STEPS = (60, 120, 240)  # of each share
 PRETRAINING_STEPS = 600
 POINTS = 6  # evaluations on the way
 TEST_USERS = 600
@@ -77,22 +76,17 @@ def new_model(processor, features, counts) -> ImplicitRecForScoring:
 
 def learn(model, rows, steps: int, seed: int, callbacks=()) -> None:
     collator = DataCollatorForNextItem(model.config.max_position_embeddings, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            max_steps=steps,
-            per_device_train_batch_size=16,
-            learning_rate=3e-3,
-            warmup_steps=10,
-            remove_unused_columns=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=seed,
-        )
-        callbacks = [EpochCallback(collator), *callbacks]
-        Trainer(model, settings, collator, train_dataset=rows, callbacks=callbacks).train()
+    train_briefly(
+        model,
+        rows,
+        collator,
+        seed=seed,
+        callbacks=callbacks,
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        learning_rate=3e-3,
+        warmup_steps=10,
+    )
 
 
 def read(folder: str, use_features: bool):
@@ -103,7 +97,7 @@ def read(folder: str, use_features: bool):
     return processor, load_sequences(Path(folder) / "sequences"), features
 
 
-def pretrain(sources: list[str], use_features: bool, seed: int):
+def pretrain(sources: list[str], use_features: bool, steps: int, seed: int):
     logs = {Path(folder).name: read(folder, use_features) for folder in sources}
     joined = join_logs({name: log[:2] for name, log in logs.items()})
     features = None
@@ -114,21 +108,20 @@ def pretrain(sources: list[str], use_features: bool, seed: int):
             features[joined.tokens[name]] = log[2]
     set_seed(seed)
     model = new_model(joined.processor, features, joined.processor.item_counts)
-    rows = joined.splits["train"].filter(lambda size: size > 1, input_columns="length")
-    learn(model, rows, PRETRAINING_STEPS, seed)
+    learn(model, joined.splits["train"], steps, seed)
     return model, joined.processor
 
 
 def run(args: argparse.Namespace, seed: int) -> dict:
     """The curves of both arms for every share of the target log."""
-    source, joined = pretrain(args.sources, args.features, seed)
+    source, joined = pretrain(args.sources, args.features, args.pretraining_steps, seed)
     processor, splits, features = read(args.target, args.features)
     generator = np.random.default_rng(seed)
     test = splits["test"]
     test = test.select(np.sort(generator.permutation(len(test))[:TEST_USERS]))
     train = splits["train"].filter(lambda size: size > 1, input_columns="length")
     order, curves = generator.permutation(len(train)), {}
-    for share in SHARES:
+    for share, steps in zip(SHARES, args.steps):
         rows = train.select(np.sort(order[: max(2, int(share * len(train)))]))
         known = np.concatenate([np.asarray(row) for row in rows["input_ids"]])
         counts = np.bincount(known, minlength=processor.vocab_size)
@@ -137,8 +130,8 @@ def run(args: argparse.Namespace, seed: int) -> dict:
             model = new_model(processor, features, counts)
             if arm == "pretrained":
                 transfer_weights(model, source, (joined, processor))
-            curve = Curve(model, test, processor.vocab_size - 1, STEPS[share] // POINTS)
-            learn(model, rows, STEPS[share], seed, [curve])
+            curve = Curve(model, test, processor.vocab_size - 1, steps // POINTS)
+            learn(model, rows, steps, seed, [curve])
             curves.setdefault(f"{share:.0%}", {})[arm] = curve.points
     return {"seed": seed, "users": len(train), "test users": len(test), "curves": curves}
 
@@ -187,6 +180,8 @@ def main() -> None:
     parser.add_argument("--target", required=True, help="folder that prepare.py wrote")
     parser.add_argument("--sources", nargs="+", required=True, help="folders of other logs")
     parser.add_argument("--features", action="store_true", help="items have content (describe.py)")
+    parser.add_argument("--steps", type=int, nargs=3, default=STEPS, help="for each share")
+    parser.add_argument("--pretraining_steps", type=int, default=PRETRAINING_STEPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     names = " and ".join(Path(folder).name for folder in args.sources)

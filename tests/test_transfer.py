@@ -222,6 +222,17 @@ def test_finetuning_starts_from_what_was_pretrained(shops, tmp_path, capsys, tun
     ImplicitRecProcessor.from_pretrained(tmp_path).check_model(loaded.config)
 
 
+def test_pretraining_learns_beside_the_next_item_and_leaves_that_out(shops, tmp_path):
+    run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir", tmp_path,
+        "--model", "{hidden_size: 16, masked_loss: 0.5, gap_loss: 0.1}", *SMALL)  # fmt: skip
+    loaded = ImplicitRecForScoring.from_pretrained(tmp_path)
+    assert loaded.config.masked_loss == loaded.config.gap_loss == 0 and loaded.objectives is None
+    assert not any("objectives" in name for name in load_file(tmp_path / "model.safetensors"))
+    with pytest.raises(SystemExit, match="have no types"):
+        run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir",
+            tmp_path, "--model", "{event_type_loss: 0.1}", *SMALL)  # fmt: skip
+
+
 def test_evaluation_by_history_length_starts_at_none(shops, tmp_path, capsys):
     options = ("--data_dir", shops / "old", "--output_dir", tmp_path)
     run("finetune", *options, "--model", "{hidden_size: 16, copy_prior: true}", *SMALL)
