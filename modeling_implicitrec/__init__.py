@@ -9,7 +9,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .activity_regression import ActivityRegression
-from .adapters import add_lora, freeze_body, merge_lora
+from .adapters import add_lora, choose_tuning, freeze_body, merge_lora
 from .arguments import parse_arguments
 from .baselines import (
     ALS,
@@ -49,6 +49,7 @@ from .encoding import (
     ease_table,
     encode_sequences,
     encode_splits,
+    fold_tables,
     training_columns,
 )
 from .evaluation import (
@@ -92,6 +93,7 @@ from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutpu
 from .optimization import RowWiseAdamW, SettleCallback
 from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
+from .prior_learning import PriorCallback
 from .privacy import (
     PrivacyPlan,
     PrivateTrainer,
@@ -207,6 +209,7 @@ __all__ = [
     "OnnxScorer",
     "OwnFrequency",
     "Popularity",
+    "PriorCallback",
     "PrivacyPlan",
     "PrivateTrainer",
     "RandomScores",
@@ -231,6 +234,7 @@ __all__ = [
     "build_sequences",
     "catalogue_processor",
     "check_private",
+    "choose_tuning",
     "collapse_repeats",
     "compute_hit_metrics",
     "cooccurrence_table",
@@ -247,6 +251,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "fit_baselines",
+    "fold_tables",
     "item_vectors",
     "freeze_body",
     "hide_secrets",

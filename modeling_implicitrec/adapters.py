@@ -37,6 +37,20 @@ def add_lora(model: ImplicitRecPreTrainedModel, *, rank: int = 8) -> None:
     )
 
 
+def choose_tuning(model: ImplicitRecPreTrainedModel, part: str, *, lora_rank: int = 8) -> None:
+    """Leave to learn what is to be learnt: `"full"`, the body `"frozen"`, or with `"lora"` in it.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if part not in ("full", "frozen", "lora"):
+        raise ValueError(f"expected to tune full, frozen or lora, got {part!r}")
+    if part == "frozen":
+        freeze_body(model)
+    elif part == "lora":
+        add_lora(model, rank=lora_rank)
+
+
 def merge_lora(model: ImplicitRecPreTrainedModel) -> None:
     """Add the adapters to the layers that they are on, which take their place."""
     from peft.tuners.lora import LoraLayer

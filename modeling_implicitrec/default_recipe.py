@@ -10,7 +10,8 @@ from datasets import DatasetDict
 from .matrices import flatten_tokens
 
 LABELS_A_STEP = 1500  # events that a step learns from
-STEPS = 1500  # that a model of a small log needs
+STEPS = 2100  # that a model of a small log needs
+PRIOR_STEPS = 200  # that the numbers of the co-occurrence prior need
 FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach
 EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
 LONG = 100  # events from which histories are long
@@ -161,7 +162,14 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
     sparse = log.events_an_item < 15
+    # Cross-fitted ones are weighed for new histories all along.
+    first = (
+        []
+        if ease
+        else [Choice("prior_steps", max(PRIOR_STEPS, steps), "before histories are known by heart")]
+    )
     return [
+        *first,
         Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
         Choice("per_device_train_batch_size", batch, f"about {log.labels_a_user:.3g} labels each"),
         Choice("learning_rate", 0.002 if ease else 0.001, "Adam's usual one, for this width"),

@@ -1,7 +1,7 @@
 """Sequences in outside ids -> encoded sequences: tokens, weights and targets, without per-row Python."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +201,21 @@ def cooccurrence_table(
     items[rows[keep], place[keep]] = columns[keep]
     table[rows[keep], place[keep]] = counts[keep]
     return items, table
+
+
+def fold_tables(
+    table: Callable[[Dataset], tuple[np.ndarray, np.ndarray]], train: Dataset, num_folds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tables without each group of users, for cross-fitting; `[folds, vocab_size, neighbours]` both.
+
+    Args:
+        table: makes tokens and counts of rows, such as [`cooccurrence_table`].
+        train: encoded rows; fold f is made without those whose `row` modulo `num_folds` is f.
+    """
+    group = np.asarray(train["row"]) % num_folds
+    tables = [table(train.select(np.flatnonzero(group != fold))) for fold in range(num_folds)]
+    items, counts = zip(*tables)
+    return np.stack(items), np.stack(counts)
 
 
 def ease_table(

@@ -223,6 +223,12 @@ class ItemHead(nn.Module):
         own = [] if self.item_bias is None else [self.item_bias]
         return own if self.copy is None else [*own, self.copy.item_level]
 
+    def prior_numbers(self) -> list[nn.Parameter]:
+        """How much the co-occurrence prior counts, and popularity beside it."""
+        if self.cooccurrence is None:
+            return []
+        return [self.bias_power, *self.cooccurrence.parameters()]
+
     def forward(
         self,
         hidden: Tensor,

@@ -1,5 +1,6 @@
 """Differential privacy of users: each one's gradient is clipped, the sum noised, the budget counted."""
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .matrices import binary_matrix
@@ -69,6 +70,21 @@ class PrivacyPlan:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.count_noise < 0:
             raise ValueError(f"count_noise must not be negative, got {self.count_noise}")
+
+    @classmethod
+    def of_run(
+        cls, training: TrainingArguments, num_users: int, **settings: float
+    ) -> "PrivacyPlan":
+        """The plan of a run of [`PrivateTrainer`], with a noise multiplier of 1 for now.
+
+        Args:
+            training: whose `per_device_train_batch_size` is the users of a step.
+            settings: `count_noise`, `delta` and `clip_norm`.
+        """
+        users = min(training.per_device_train_batch_size, num_users)
+        steps = math.ceil(training.num_train_epochs * max(1, round(num_users / users)))
+        steps = training.max_steps if training.max_steps > 0 else steps
+        return cls(num_users, users, steps, noise_multiplier=1.0, **settings)
 
     @property
     def sample_rate(self) -> float:

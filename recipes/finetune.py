@@ -9,9 +9,9 @@ in one commit. With `--dp_epsilon 8` training is differentially private (docs/pr
 """
 
 import json
-import math
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,18 +29,19 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    PriorCallback,
     PrivacyPlan,
     PrivateTrainer,
     RowWiseAdamW,
     RunRecord,
     SequenceRows,
     SettleCallback,
-    add_lora,
     check_private,
+    choose_tuning,
     compute_hit_metrics,
     cooccurrence_table,
     ease_table,
-    freeze_body,
+    fold_tables,
     load_sequences,
     merge_lora,
     noisy_item_counts,
@@ -109,6 +110,10 @@ class FinetuneArguments:
         default=False,
         metadata={"help": "learn from all before the test; no evaluation, the last weights stay"},
     )
+    prior_steps: int = field(
+        default=0,
+        metadata={"help": "the co-occurrence prior's numbers learn in these steps only; 0: in all"},
+    )
     dp_epsilon: float = field(
         default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
     )
@@ -154,7 +159,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     if source is not None:
         pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
         print(transfer_weights(model, source, pair, namespace=args.namespace))
-    tune(args, model)
+    choose_tuning(model, args.tune, lora_rank=args.lora_rank)
     return model
 
 
@@ -166,8 +171,9 @@ def fit_counts(args: FinetuneArguments, model: ImplicitRecForScoring, processor,
         counts = user_counts(train, processor.vocab_size, args.recent_days or None)
     model.fit_item_counts(counts)
     if config.num_cooccurrences:
-        items, strengths = cooccurrences(args, config, train, counts)
-        model.fit_cooccurrences(items, strengths, folds=folds(args, config, train, counts))
+        table, folds = partial(cooccurrences, args, config, counts), args.cooccurrence_folds
+        others = fold_tables(table, train, folds) if folds else None
+        model.fit_cooccurrences(*table(train), folds=others)
 
 
 def item_features(args: FinetuneArguments) -> np.ndarray | None:
@@ -180,18 +186,8 @@ def item_features(args: FinetuneArguments) -> np.ndarray | None:
     return load_file(path)["features"]
 
 
-def tune(args: FinetuneArguments, model: ImplicitRecForScoring) -> None:
-    """Leave to learn what is to be learnt."""
-    if args.tune not in ("full", "frozen", "lora"):
-        raise SystemExit(f"tune: full, frozen or lora, got {args.tune!r}")
-    if args.tune == "frozen":
-        freeze_body(model)
-    elif args.tune == "lora":
-        add_lora(model, rank=args.lora_rank)
-
-
 def cooccurrences(
-    args: FinetuneArguments, config: ImplicitRecConfig, rows, counts: np.ndarray
+    args: FinetuneArguments, config: ImplicitRecConfig, counts: np.ndarray, rows: Dataset
 ) -> tuple:
     """The table of the co-occurrence prior."""
     size, neighbours = config.vocab_size, config.num_cooccurrences
@@ -203,16 +199,6 @@ def cooccurrences(
         weighted = args.weighted_cooccurrences
         return cooccurrence_table(rows, size, neighbours, item_counts=counts, weighted=weighted)
     raise SystemExit(f"cooccurrence_source: sequence or ease, got {args.cooccurrence_source!r}")
-
-
-def folds(args: FinetuneArguments, config: ImplicitRecConfig, train, counts) -> tuple | None:
-    """The table without each group of users."""
-    if not args.cooccurrence_folds:
-        return None
-    group = np.asarray(train["row"]) % args.cooccurrence_folds
-    others = (train.select(np.flatnonzero(group != f)) for f in range(args.cooccurrence_folds))
-    tables = [cooccurrences(args, config, rows, counts) for rows in others]
-    return tuple(np.stack(parts) for parts in zip(*tables))
 
 
 def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcessor]:
@@ -230,15 +216,14 @@ def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcesso
 
 def target_types(args: FinetuneArguments) -> list[str]:
     """The event types that labels are of; none for all."""
-    prepared = Path(args.data_dir, "prepare.json")
-    if args.target_event_types is not None or not prepared.exists():
-        return args.target_event_types or []
-    return json.loads(prepared.read_text()).get("target_event_types", [])
+    types, prepared = args.target_event_types, Path(args.data_dir, "prepare.json")
+    if types is None and prepared.exists():
+        types = json.loads(prepared.read_text()).get("target_event_types")
+    return types or []
 
 
 def target_type_ids(args: FinetuneArguments) -> list[int]:
-    types = target_types(args)
-    if not types:
+    if not (types := target_types(args)):
         return []
     known = ImplicitRecProcessor.from_pretrained(Path(args.data_dir, "processor")).event_types
     absent = sorted(set(types) - set(known))
@@ -270,6 +255,8 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
     callbacks: list = [EpochCallback(collator)]
     if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    if args.prior_steps:
+        callbacks.append(PriorCallback(args.prior_steps))
     optimizer = None
     if args.row_wise_optimizer:
         model.use_sparse_gradients()
@@ -307,13 +294,9 @@ def training_rows(args: FinetuneArguments, training, train, collator) -> Sequenc
 
 def plan_privacy(args: FinetuneArguments, training: TrainingArguments, num_users: int):
     """The noise that the run needs for its epsilon."""
-    expected = min(training.per_device_train_batch_size, num_users)
-    steps = math.ceil(training.num_train_epochs * max(1, round(num_users / expected)))
-    plan = PrivacyPlan(
-        num_users=num_users,
-        users_per_step=expected,
-        steps=training.max_steps if training.max_steps > 0 else steps,
-        noise_multiplier=1.0,
+    plan = PrivacyPlan.of_run(
+        training,
+        num_users,
         count_noise=args.dp_count_noise,
         delta=args.dp_delta,
         clip_norm=args.dp_clip_norm,

@@ -48,7 +48,14 @@ FLOORS = (
     {"state_implicitrec", "pretrained_implicitrec"},
     {"body_implicitrec", "objectives_implicitrec"},
     {"classification_implicitrec"},
-    {"modeling_implicitrec", "processing_implicitrec", "sequences", "collation", "optimization"},
+    {
+        "modeling_implicitrec",
+        "processing_implicitrec",
+        "sequences",
+        "collation",
+        "optimization",
+        "prior_learning",
+    },
     {
         "ranking",
         "baselines",

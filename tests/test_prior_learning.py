@@ -1,0 +1,57 @@
+"""The numbers of the co-occurrence prior learn for as long as they are told to."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from modeling_implicitrec import (
+    DataCollatorForNextItem,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    PriorCallback,
+    SequenceRows,
+)
+
+ROWS = [
+    {"input_ids": [1 + i % 7, 1 + (i + 1) % 7, 1 + (i + 3) % 7], "row": i, "length": 3}
+    for i in range(24)
+]
+
+
+class Levels(TrainerCallback):
+    """Notes a number of the prior and a row of the body after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        model = kwargs["model"]
+        row = model.model.item_embedding.weight[1, 0].item()
+        self.seen.append((model.head.cooccurrence.level.item(), row))
+
+
+def test_prior_learns_in_the_first_steps_only(tmp_path: Path) -> None:
+    set_seed(0)
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=8, num_cooccurrences=3))
+    model.fit_cooccurrences(torch.randint(1, 8, (8, 3)), torch.rand(8, 3) + 1)
+    levels = Levels()
+    training = TrainingArguments(
+        tmp_path,
+        max_steps=6,
+        per_device_train_batch_size=4,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+    )
+    Trainer(
+        model=model,
+        args=training,
+        train_dataset=SequenceRows(Dataset.from_list(ROWS)),
+        data_collator=DataCollatorForNextItem(max_length=5),
+        callbacks=[PriorCallback(3), levels],
+    ).train()
+    told, rows = zip(*levels.seen)
+    assert len(set(told[:3])) == 3 and set(told[3:]) == {told[2]}
+    assert len(set(rows)) == 6
