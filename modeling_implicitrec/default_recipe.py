@@ -162,7 +162,7 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
     sparse = log.events_an_item < 15
-    # Cross-fitted ones are weighed for new histories all along.
+    # Not tried beside EASE.
     first = (
         []
         if ease

@@ -27,11 +27,10 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     Question,
     SequenceRows,
-    add_lora,
     answer_metrics,
     ask,
     ask_table,
-    freeze_body,
+    choose_tuning,
     load_sequences,
     merge_lora,
     parse_arguments,
@@ -161,12 +160,7 @@ def build_model(args: ClassifyArguments, processor, names: Sequence[str], train:
         model = ImplicitRecForSequenceClassification(ImplicitRecConfig(**settings | args.model))
     if args.use_activity:
         model.fit_user_features(train.features)
-    if args.tune == "frozen":
-        freeze_body(model)
-    elif args.tune == "lora":
-        add_lora(model)
-    elif args.tune != "full":
-        raise SystemExit(f"tune: full, frozen or lora, got {args.tune!r}")
+    choose_tuning(model, args.tune)
     return model
 
 
