@@ -11,7 +11,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from safetensors.torch import load_file, save_file
-from test_modeling import tiny
+from tiny_models import tiny
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from modeling_implicitrec import (

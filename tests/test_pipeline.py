@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_modeling import tiny
+from tiny_models import tiny
 from transformers import pipeline
 
 from modeling_implicitrec import ImplicitRecProcessor, RecommendationPipeline, save_checkpoint

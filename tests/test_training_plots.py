@@ -1,6 +1,6 @@
 """The plot of a training: what is drawn of the log, where it goes, and what does not get one."""
 
-from test_modeling import tiny
+from tiny_models import tiny
 
 from modeling_implicitrec import (
     ImplicitRecProcessor,
