@@ -159,7 +159,7 @@ def _load_parquet(folder: Path, cache: Path) -> Dataset:
     files = {folder.name: [str(path) for path in sorted(folder.glob("*.parquet"))]}
     try:
         return load_dataset("parquet", data_files=files, split=folder.name, cache_dir=str(cache))
-    except (OSError, DatasetGenerationError) as error:
+    except (OSError, pa.ArrowInvalid, DatasetGenerationError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         why = str(error.__cause__ or error).strip().splitlines()[0]

@@ -28,14 +28,17 @@ def test_what_the_page_says_of_fake_users_is_what_was_measured():
     def reach(arm: str, scorer: str = "implicitrec") -> float:
         return sum(run["attacks"][arm]["exposure"][scorer] for run in runs) / len(runs)
 
-    plain = reach("quiet, 5 %")
-    assert reach("quiet, 1 %") < 0.02 and 0.25 < plain < 0.4 and reach("quiet, 10 %") > 0.5
+    plain, followed = (
+        reach("quiet, 5 %", one) for one in ("implicitrec", "co-occurrence (last 3, window 3)")
+    )
+    assert reach("quiet, 1 %") < 0.02 and 0.08 < plain < 0.12 and 0.17 < reach("quiet, 10 %") < 0.23
+    assert plain < 0.5 * followed
     assert all(
         reach("quiet, 5 %", one) < 0.02 for one in ("EASE (lambda 30)", "item kNN (100 neighbours)")
     )
-    assert (
-        reach("loud, 5 %, bots are dropped") == 0 and 0.2 < reach("loud, 5 %, bots are kept") < 0.3
-    )
-    wild, clipped = reach("heavy, 5 %, nothing clipped"), reach("heavy, 5 %, weights up to 10")
-    assert 1.8 < wild / plain < 2.2 and (clipped - plain) < 0.5 * (wild - plain)
-    assert abs(reach("heavy, 5 %, weights up to 2") - plain) < 0.03
+    assert reach("loud, 5 %, bots are dropped") == 0
+    assert 0.01 < reach("loud, 5 %, bots are kept") < 0.05
+    wild = reach("heavy, 5 %, nothing clipped") - plain
+    assert wild > plain
+    assert reach("heavy, 5 %, weights up to 10") - plain < 0.5 * wild
+    assert reach("heavy, 5 %, weights up to 2") - plain < 0.3 * wild
