@@ -68,7 +68,7 @@ class GroupedRows(SequenceRows):
 
     >>> rows = Dataset.from_dict({"input_ids": [[1], [2, 3], [4], [5, 6]]})
     >>> sizes = lambda some: np.array([len(row["input_ids"]) for row in some])
-    >>> [len(row["input_ids"]) for row in GroupedRows(rows, sizes, step_rows=2)]
+    >>> sizes(GroupedRows(rows, sizes, step_rows=2)).tolist()
     [1, 1, 2, 2]
     """
 
