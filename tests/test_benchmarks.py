@@ -270,3 +270,17 @@ def test_the_report_of_speed_compares_medians_of_all_turns(tmp_path, monkeypatch
     assert "| rectools | 100 | 90, 110 | 10.0× | 97% | 1.00 |" in page
     assert "2 GFLOP/s, 25% of the 8 that large products reach here" in page
     assert (tmp_path / "training.svg").exists()
+
+
+def test_what_the_page_says_of_films_is_what_was_measured():
+    page = SCRIPTS.parent / "docs" / "benchmarks" / "movielens.json"
+    report = json.loads(page.read_text())
+    assert len(report["seeds"]) >= 3 and report["train_split"] == "train"
+    models, gap = report["results"]["new"], report["differences"]["new"]
+    assert gap["best of the others"].startswith("co-occurrence") and gap["interval"][0] > 0
+    curves = {name: model["curve"] for name, model in models.items() if "curve" in model}
+    first = curves.pop("implicitrec")[0][1]
+    assert len(curves) >= 5
+    for curve in curves.values():
+        assert max(value for _, value in curve) < first
+        assert len(curve) < 2 or curve[-1][1] > curve[-2][1]  # still rising
