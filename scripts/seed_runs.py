@@ -1,7 +1,6 @@
 """Short trainings over seeds on prepared logs, and what the differences between them are worth."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import Trainer, TrainingArguments, set_seed
+from short_training import train_briefly
+from transformers import set_seed
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
-    EpochCallback,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
-    SequenceRows,
     cooccurrence_table,
     load_sequences,
 )
@@ -80,29 +78,22 @@ def learn(
         labels: settings of the collator.
     """
     collator = DataCollatorForNextItem(model.config.max_position_embeddings, seed=seed, **labels)
-    rows = SequenceRows(train.filter(lambda size: size > 1, input_columns="length"))
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            num_train_epochs=schedule.epochs,
-            max_steps=schedule.max_steps,
-            per_device_train_batch_size=schedule.batch_size,
-            learning_rate=schedule.learning_rate,
-            weight_decay=schedule.weight_decay,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            train_sampling_strategy="group_by_length",
-            remove_unused_columns=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            seed=seed,
-        )
-        trainer = Trainer(model, settings, collator, rows, callbacks=[EpochCallback(collator)])
-        started = time.process_time()
-        trainer.train()
+    started = time.process_time()
+    train_briefly(
+        model,
+        train,
+        collator,
+        seed=seed,
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps,
+        per_device_train_batch_size=schedule.batch_size,
+        learning_rate=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        train_sampling_strategy="group_by_length",
+        logging_strategy="no",
+    )
     return time.process_time() - started
 
 
