@@ -284,3 +284,15 @@ def test_what_the_page_says_of_films_is_what_was_measured():
     for curve in curves.values():
         assert max(value for _, value in curve) < first
         assert len(curve) < 2 or curve[-1][1] > curve[-2][1]  # still rising
+
+
+def test_what_the_page_says_of_five_minutes_is_what_was_measured():
+    page = SCRIPTS.parent / "docs" / "benchmarks" / "five_minutes" / "movielens.json"
+    models = json.loads(page.read_text())["results"]["new"]
+    ours = models.pop("implicitrec")
+    assert ours["curve"][-1][0] < 90
+    peers = {name: model for name, model in models.items() if "curve" in model}
+    assert len(peers) == 3
+    for name, model in peers.items():
+        assert max(value for _, value in model["curve"]) < ours["metrics"]["ndcg@10"]["mean"]
+        assert not name.startswith("RecTools") or model["seconds"] < 290
