@@ -296,3 +296,17 @@ def test_what_the_page_says_of_five_minutes_is_what_was_measured():
     for name, model in peers.items():
         assert max(value for _, value in model["curve"]) < ours["metrics"]["ndcg@10"]["mean"]
         assert not name.startswith("RecTools") or model["seconds"] < 290
+
+
+def test_what_the_page_says_of_speed_is_what_was_measured():
+    report = json.loads((SCRIPTS.parent / "docs" / "benchmarks" / "training.json").read_text())
+    losses = report["results"]["beauty"]
+
+    def times(loss: str, peer: str) -> float:
+        found = losses[loss]
+        return found["implicitrec"]["events a second"] / found[peer]["events a second"]
+
+    assert 15 < times("softmax", "rectools") < 20 < times("sampled_softmax", "rectools") < 30
+    assert 7 < times("softmax", "recbole") < 8
+    share = losses["softmax"]["implicitrec"]["profile"]["share of the limit"]
+    assert 0.22 < share < 0.3
