@@ -8,12 +8,13 @@ Runs add up in `docs/results/cold_items.json`; the page beside it shows them all
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict
+from seed_runs import spread
 from short_training import train_briefly
 from transformers import set_seed
 
@@ -181,17 +182,13 @@ def markdown(report: dict) -> str:
         lines.append("|---|" + "---:|" * 2 * len(SHOWN))
         for scorer in first["results"]["cold"]:
             cells = [
-                cell([run["results"][protocol][scorer][key] for run in runs])
+                spread([run["results"][protocol][scorer][key] for run in runs])
                 for key in ("ndcg@10", "recall@10")
                 for protocol in SHOWN
             ]
             lines.append(f"| {scorer} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def cell(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ same settings and as many steps. Mean ± standard deviation of NDCG@10 over seed
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from seed_runs import spread
 from short_training import train_briefly
 from transformers import set_seed
 
@@ -135,13 +135,9 @@ def markdown(report: dict) -> str:
     lines += ["| platform | users | " + " | ".join(arms) + " |", "|---|---:|" + "---:|" * len(arms)]
     for name in PLATFORMS.values():
         of_platform = [run["results"][name] for run in runs]
-        cells = [cell([one[arm] for one in of_platform]) for arm in arms]
+        cells = [spread([one[arm] for one in of_platform]) for arm in arms]
         lines.append(f"| {name} | {of_platform[0]['users']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def cell(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:

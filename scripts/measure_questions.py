@@ -16,7 +16,8 @@ import runpy
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+
+from seed_runs import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "questions.json"
@@ -112,14 +113,10 @@ def markdown(report: dict) -> str:
         lines += ["| answered by | " + " | ".join(METRICS.values()) + " |"]
         lines += ["|---|" + "---:|" * len(METRICS)]
         for name in first:
-            cells = [cell([run["results"][name][key] for run in runs]) for key in METRICS]
+            cells = [spread([run["results"][name][key] for run in runs]) for key in METRICS]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def cell(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:
