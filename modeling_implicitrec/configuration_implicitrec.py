@@ -5,7 +5,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
+from .integrity_implicitrec import check_object
 from .pipeline_implicitrec import TASK, RecommendationPipeline
 
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
@@ -173,6 +175,14 @@ class ImplicitRecConfig(PreTrainedConfig):
         # Loading from the Hub puts the repository's name before each class: a copy has its own code.
         auto_map = {name: classes.rsplit("--", 1)[-1] for name, classes in auto_map.items()}
         return super().to_dict() | {"auto_map": auto_map, "custom_pipelines": _pipelines()}
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of `config.json`; `ValueError` where it is no JSON object."""
+        check_object(pretrained_model_name_or_path, CONFIG_NAME, kwargs)
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""

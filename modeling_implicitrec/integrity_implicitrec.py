@@ -1,4 +1,4 @@
-"""The SHA-256 of a checkpoint's weights: written into `config.json` by a save, compared by a load."""
+"""What a load checks of a checkpoint's files: that JSON is an object, that weights are those saved."""
 
 import hashlib
 import json
@@ -13,6 +13,37 @@ KEY = "weights_sha256"
 WEIGHTS = "model*.safetensors"
 # What tells a load where files are; its other arguments say what to do with them.
 WHERE = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def where(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of a load those that say where files are."""
+    return {name: options[name] for name in WHERE if options.get(name) is not None}
+
+
+def _find(source: Any, name: str, options: Mapping[str, Any]) -> str | None:
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where(options))
+
+
+def check_object(source: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a JSON file of a checkpoint holds anything but an object.
+
+    A file that is missing or no JSON is left to the load, which says so itself.
+
+    Args:
+        source: folder, Hub repository, or the file.
+        name: of the file in `source`.
+        options: the arguments of the load.
+    """
+    path = source if os.path.isfile(source) else _find(source, name, options)
+    if path is None:
+        return
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    if not isinstance(content, dict):
+        got = json.dumps(content)[:40]
+        raise ValueError(f"{name} of {source} must hold a JSON object, got {got}")
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -32,20 +63,19 @@ def record_weights(folder: str | os.PathLike) -> None:
     os.replace(partial, config)
 
 
-def check_weights(source: Any, expected: Mapping[str, str], where: Mapping[str, Any]) -> None:
+def check_weights(source: Any, expected: Mapping[str, str], options: Mapping[str, Any]) -> None:
     """Compare the files of weights with what was written when they were saved.
 
     Args:
         source: folder or Hub repository.
         expected: SHA-256 by file name.
-        where: the arguments of the load; of them those count that say where files are.
+        options: the arguments of the load.
 
     Raises:
         ValueError: for a file that is missing or has other bytes.
     """
-    options = {name: where[name] for name in WHERE if where.get(name) is not None}
     for name, digest in expected.items():
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+        path = _find(source, name, options)
         got = "no such file" if path is None else file_sha256(path)
         if got != digest:
             raise ValueError(

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def check_choices(duration_weight: str | None, limits: Mapping[str, float | None
             f"duration_weight must be one of {DURATION_WEIGHTS}, got {duration_weight!r}"
         )
     for name, number in limits.items():
-        if number is not None and not (np.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be finite and positive, got {number}")
+        if number is not None and not (isinstance(number, Real) and 0 < number < np.inf):
+            raise ValueError(f"{name} must be finite and positive, got {number!r}")
 
 
 def read_batches(events: Any) -> list | Iterable:

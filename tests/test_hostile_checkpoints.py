@@ -159,6 +159,30 @@ def test_a_configuration_of_huge_sizes_is_refused_at_once(folder, name):
         AutoModel.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '"item"', "3"])
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("processor_config.json", ImplicitRecProcessor),
+        ("config.json", ImplicitRecConfig),
+        ("config.json", ImplicitRecForScoring),
+    ],
+)
+def test_json_that_is_no_object_is_refused_by_the_name_of_its_file(folder, name, cls, text):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError) as caught:
+        cls.from_pretrained(folder)
+    assert str(caught.value) == f"{name} of {folder} must hold a JSON object, got {text}"
+    with pytest.raises(ValueError, match="must hold a JSON object"):
+        push_checkpoint(folder, "alice/shop")
+
+
+def test_a_processor_with_a_limit_that_is_no_number_is_refused(folder):
+    edit(folder / "processor_config.json", max_weight="10")
+    with pytest.raises(ValueError, match="max_weight must be finite and positive, got '10'"):
+        ImplicitRecProcessor.from_pretrained(folder)
+
+
 def test_a_hostile_configuration_runs_nothing(folder, tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     monkeypatch.chdir(folder)
