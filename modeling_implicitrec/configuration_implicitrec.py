@@ -14,13 +14,11 @@ SEQUENCE_MIXERS = ("attention", "gru", "convolution")
 LOSS_TYPES = ("softmax", "sampled_softmax", "bce", "gbce")
 HUB_KEYS = {"model_type", "auto_map", "torch_dtype", "attn_implementation", "num_labels"}
 HUB_KEYS |= {"name_or_path", "use_cache"}  # written by loading and by Trainer
-AUTO_MAP = {
-    "AutoConfig": "configuration_implicitrec.ImplicitRecConfig",
-    "AutoModel": "modeling_implicitrec.ImplicitRecForScoring",
+# Beside `AutoModel`, whose file imports this one, so that it travels along.
+CLASSIFIER = {
     "AutoModelForSequenceClassification": (
         "classification_implicitrec.ImplicitRecForSequenceClassification"
-    ),
-    "AutoProcessor": "processing_implicitrec.ImplicitRecProcessor",
+    )
 }
 # A configuration is read before its weights, and may come from anybody: what it builds has a bound.
 MAX_SIZES = {"num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18}
@@ -170,11 +168,20 @@ class ImplicitRecConfig(PreTrainedConfig):
         return _pipelines() if __name__.startswith("transformers_modules.") else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON, with all that a checkpoint's own code is found by."""
-        auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})
+        """The configuration as JSON, with what a checkpoint's own code is found by.
+
+        A save puts into `auto_map` what it writes the code of. Beside a recommender stand the classifier
+        that can be made of it and its pipeline.
+        """
+        auto_map = getattr(self, "auto_map", None) or {}
+        recommends = "AutoModel" in auto_map
         # Loading from the Hub puts the repository's name before each class: a copy has its own code.
         auto_map = {name: classes.rsplit("--", 1)[-1] for name, classes in auto_map.items()}
-        return super().to_dict() | {"auto_map": auto_map, "custom_pipelines": _pipelines()}
+        found_by = {
+            "auto_map": auto_map | (CLASSIFIER if recommends else {}),
+            "custom_pipelines": _pipelines() if recommends else {},
+        }
+        return super().to_dict() | found_by
 
     @classmethod
     def get_config_dict(

@@ -59,8 +59,12 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Save as every model is saved, with the SHA-256 of the weights' files in the configuration."""
+        """Save as every model is saved, with the SHA-256 of the weights' files in the configuration.
+
+        The configuration's `auto_map` names the classes whose code is saved, and no other.
+        """
         self.config.weights_sha256 = None
+        self.config.auto_map = {}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             record_weights(save_directory)

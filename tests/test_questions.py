@@ -38,14 +38,22 @@ DAY = 86_400
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 HISTORY = torch.tensor([[3, 8, 1], [2, 9, 0]])
 REMOTE = """
-import json, sys, torch
+import json, sys, torch, transformers
+from pathlib import Path
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 assert not any("implicitrec" in path for path in sys.path)
 options = {"trust_remote_code": True}
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **options).eval()
 processor = AutoProcessor.from_pretrained(sys.argv[1], **options)
+classes = json.loads(Path(sys.argv[1], "config.json").read_text())["auto_map"]
+loaded = {}
+for name in classes:  # each entry leads to code that travelled
+    found = getattr(transformers, name).from_pretrained(sys.argv[1], **options)
+    loaded[name] = type(found).__module__.rpartition(".")[2] + "." + type(found).__name__
+assert loaded == classes, (loaded, classes)
 with torch.no_grad():
-    print(json.dumps([model(**processor([["a", "b"]])).logits.tolist(), type(model).__module__]))
+    logits = model(**processor([["a", "b"]])).logits.tolist()
+print(json.dumps([logits, type(model).__module__, sorted(classes)]))
 """
 
 
@@ -231,7 +239,12 @@ def test_it_loads_where_the_package_is_not_installed(kind, tmp_path):
         command, capture_output=True, text=True, cwd=tmp_path, timeout=200, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    logits, module = json.loads(done.stdout.strip().splitlines()[-1])
+    logits, module, classes = json.loads(done.stdout.strip().splitlines()[-1])
+    recommends = kind is ImplicitRecForScoring
+    expected = ["AutoConfig", *["AutoModel"] * recommends, "AutoModelForSequenceClassification"]
+    assert classes == expected
+    kept = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert bool(kept["custom_pipelines"]) is recommends
     assert module.startswith("transformers_modules.")
     if kind is ImplicitRecForSequenceClassification:
         torch.testing.assert_close(torch.tensor(logits), model(**processor([["a", "b"]])).logits)
