@@ -1,12 +1,15 @@
 """The licences of all that an installation needs: `python scripts/check_licences.py`.
 
 Walks the requirements of the installed package in the environment that runs this, and fails on a licence
-that is unknown or copyleft. `--extra NAME` takes the requirements of an extra too.
+that is unknown or copyleft. `--extra NAME` takes the requirements of an extra too. `--bill FILE` mends a
+list of components (SBOM, CycloneDX JSON) of the same environment.
 """
 
 import argparse
+import json
 import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -118,14 +121,38 @@ def problems(found: dict[str, Distribution]) -> list[str]:
     return wrong
 
 
+def completed(bill: dict, found: dict[str, Distribution]) -> dict:
+    """An SBOM of what is needed alone, without pip, in which no component lacks a licence that it names.
+
+    CycloneDX leaves out what metadata says in words of its own.
+    """
+    spdx = PERMISSIVE | set(EXCEPTIONS.values())
+    needed = [one for one in bill["components"] if canonical(one["name"]) in found]
+    for one in needed:
+        names = sorted(licences(found[canonical(one["name"])].metadata))
+        told = [{"license": {"id" if name in spdx else "name": name}} for name in names]
+        one["licenses"] = one.get("licenses") or told
+    refs = {one["bom-ref"] for one in [*needed, bill["metadata"]["component"]]}
+    links = [
+        {"ref": link["ref"], "dependsOn": [ref for ref in link.get("dependsOn", []) if ref in refs]}
+        for link in bill["dependencies"]
+        if link["ref"] in refs
+    ]
+    return bill | {"components": needed, "dependencies": links}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extra", action="append", default=[], help="with the needs of this extra")
+    parser.add_argument("--bill", type=Path, help="an SBOM to complete")
     args = parser.parse_args()
     found = needed(PACKAGE, set(args.extra))
     wrong = problems(found)
     if wrong:
         raise SystemExit("licences that are unknown or copyleft:\n  " + "\n  ".join(wrong))
+    if args.bill:
+        bill = completed(json.loads(args.bill.read_text()), found)
+        args.bill.write_text(json.dumps(bill, indent=2) + "\n")
     vendor = sum(bool(VENDOR.match(name)) for name in found)
     print(f"{len(found) - vendor} distributions, all under permissive licences or named exceptions")
     if vendor:

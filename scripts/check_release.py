@@ -49,7 +49,7 @@ print(pipeline("recommendation", model="tiny")(["tea", "milk"], top_k=1))
 
 
 def wanted_files() -> set[str]:
-    """What an installation needs: all that git tracks of the package."""
+    """What an installation needs: all files of the package."""
     return {
         f"{PACKAGE}/{path.name}"
         for path in (ROOT / PACKAGE).iterdir()
@@ -155,6 +155,14 @@ def try_oldest(interpreter: str, wheel: Path, work: Path) -> None:
     smoke(python)
 
 
+def write_bill(python: Path, bill: Path) -> None:
+    """Check the licences of an installation and write the list of its parts (SBOM)."""
+    options = ("--pyproject", ROOT / "pyproject.toml", "--mc-type", "library")
+    options += ("--output-format", "JSON", "--output-file", bill)
+    run(sys.executable, "-m", "cyclonedx_py", "environment", python, *options)
+    run(python, ROOT / "scripts" / "check_licences.py", "--bill", bill.resolve(), cwd=bill.parent)
+
+
 def torch_pin() -> str:
     """The tested torch, a CPU build where there is one: an open range may take gigabytes."""
     return re.search(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.M).group()
@@ -175,10 +183,7 @@ def main() -> None:
             environment = Path(work, "environment")
             python = try_out(interpreter, files, environment)
             if not place:
-                run(python, ROOT / "scripts" / "check_licences.py", cwd=Path(work))
-                bill = args.dist / f"{files[0].name.split('-py3')[0]}.cdx.json"
-                options = ("--output-format", "JSON", "--output-file", bill)
-                run(sys.executable, "-m", "cyclonedx_py", "environment", python, *options)
+                write_bill(python, args.dist / f"{files[0].name.split('-py3')[0]}.cdx.json")
         try_oldest(found[0], files[0], environment)
     print(f"{', '.join(f.name for f in files)}: passed on {', '.join(found)}")
     if args.upload:

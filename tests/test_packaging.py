@@ -80,6 +80,31 @@ def test_a_licence_that_is_copyleft_or_unknown_is_found(expression, wrong):
     assert bool(LICENCES["parts_of"](expression) - LICENCES["PERMISSIVE"]) is wrong
 
 
+def test_a_list_of_parts_names_each_licence_and_nothing_that_is_not_needed():
+    found = LICENCES["needed"]("implicitrec", set())
+    told = [{"license": {"id": "BSD-3-Clause"}}]
+    parts = {"transformers": None, "numpy": told, "pip": told}
+    bill = {
+        "metadata": {"component": {"bom-ref": "root"}},
+        "components": [
+            {"bom-ref": f"{name}==1", "name": name} | ({"licenses": given} if given else {})
+            for name, given in parts.items()
+        ],
+        "dependencies": [
+            {"ref": "root", "dependsOn": ["numpy==1", "pip==1"]},
+            {"ref": "numpy==1"},
+            {"ref": "pip==1"},
+        ],
+    }
+    made = LICENCES["completed"](bill, found)
+    licences = {one["name"]: one["licenses"] for one in made["components"]}
+    assert licences == {"transformers": [{"license": {"id": "Apache-2.0"}}], "numpy": told}
+    assert made["dependencies"] == [
+        {"ref": "root", "dependsOn": ["numpy==1"]},
+        {"ref": "numpy==1", "dependsOn": []},
+    ]
+
+
 def test_no_licence_at_all_is_found():
     from email.message import Message
 
