@@ -11,18 +11,15 @@ route go wrong; `hub.used` holds the routes that were called.
 import base64
 import hashlib
 import json
-import re
-import secrets
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import yaml
 from loopback_http import Answer, Handler, HubError, Request, pattern, ranged
+from loopback_repository import Repository, file_info, git_oid, metadata_of, repo_info, utc_now
 
 LFS_SIZE = 10_000_000
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".onnx", ".png")
@@ -55,39 +52,6 @@ ROUTES = {
     "GET /lfs/{oid}": "lfs_download",
     "GET /{kind/}{repo}/resolve/{rev}/{path}": "resolve",
 }
-
-
-def _git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-
-
-@dataclass
-class Repository:
-    private: bool
-    refs: dict[str, str] = field(default_factory=dict)  # full names, such as refs/heads/main
-    commits: dict[str, dict] = field(default_factory=dict)  # newest last
-    pulls: list[dict] = field(default_factory=list)
-    created: str = field(default_factory=_now)
-
-    def add_commit(self, ref: str, tree: dict, title: str) -> str:
-        sha = secrets.token_hex(20)
-        parent = self.refs.get(ref)
-        self.commits[sha] = {"tree": tree, "title": title, "parent": parent, "date": _now()}
-        self.refs[ref] = sha
-        return sha
-
-    def find(self, rev: str) -> str:
-        rev = unquote(rev)
-        for name in (rev, f"refs/heads/{rev}", f"refs/tags/{rev}"):
-            if name in self.refs:
-                return self.refs[name]
-        if rev in self.commits:
-            return rev
-        raise HubError(404, "RevisionNotFound", f"Invalid rev id: {rev}")
 
 
 class LoopbackHub:
@@ -162,7 +126,7 @@ class LoopbackHub:
     def validate_yaml(self, request: Request) -> Answer:
         errors = []
         try:
-            if not isinstance(_metadata(request.json["content"]), dict):
+            if not isinstance(metadata_of(request.json["content"]), dict):
                 errors.append({"message": "the metadata must be a mapping"})
         except yaml.YAMLError as error:
             errors.append({"message": str(error)})
@@ -198,12 +162,12 @@ class LoopbackHub:
         for (kind, repo), kept in self.repos.items():
             wanted = kind == request.kind and author in (None, repo.split("/")[0])
             if wanted and self._visible(kept, repo, request):
-                found.append(_info(self, repo, kept, kept.find("main")))
+                found.append(repo_info(repo, kept, "main", self.blobs))
         return Answer(found)
 
     def info(self, request: Request) -> Answer:
         kept = self._repo(request)
-        return Answer(_info(self, request.repo, kept, kept.find(request.rev)))
+        return Answer(repo_info(request.repo, kept, request.rev, self.blobs))
 
     def settings(self, request: Request) -> Answer:
         given = request.json
@@ -256,7 +220,7 @@ class LoopbackHub:
                 name = folder + "/".join(parts[:depth])
                 found[name] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": name}
             if recursive or len(parts) == 1:
-                found[path] = _entry(path, entry)
+                found[path] = file_info(path, entry)
         if folder and not found:
             raise HubError(404, "EntryNotFound", f"no folder {folder}")
         return Answer(list(found.values()))
@@ -265,7 +229,7 @@ class LoopbackHub:
         kept = self._repo(request)
         files = kept.commits[kept.find(request.rev)]["tree"]
         asked = parse_qs(request.body.decode())["paths"]  # a form, not JSON
-        return Answer([_entry(path, files[path]) for path in asked if path in files])
+        return Answer([file_info(path, files[path]) for path in asked if path in files])
 
     def preupload(self, request: Request) -> Answer:
         pull = request.query.get("create_pr") == ["1"]
@@ -395,8 +359,8 @@ class LoopbackHub:
         return Answer({})
 
     def _store(self, content: bytes) -> dict:
-        self.blobs[_git_oid(content)] = content
-        return {"oid": _git_oid(content), "size": len(content)}
+        self.blobs[git_oid(content)] = content
+        return {"oid": git_oid(content), "size": len(content)}
 
     def _apply(self, tree: dict, key: str, value: dict) -> None:
         """One operation of a commit."""
@@ -417,37 +381,6 @@ class LoopbackHub:
 
     def _pull(self, request: Request, number: int, title: str) -> dict:
         author = {"name": self._user(request)[0]}
-        found = {"num": number, "title": title, "author": author, "createdAt": _now()}
+        found = {"num": number, "title": title, "author": author, "createdAt": utc_now()}
         where = {"name": request.repo, "type": (request.kind or "models")[:-1]}
         return found | {"status": "open", "isPullRequest": True, "repo": where}
-
-
-def _metadata(card: str) -> Any:
-    found = re.match(r"---\s*\n(.*?)\n---", card, re.S)
-    return yaml.safe_load(found.group(1)) if found else {}
-
-
-def _info(hub: LoopbackHub, repo: str, kept: Repository, sha: str) -> dict:
-    commit = kept.commits[sha]
-    card: dict = {}
-    if "README.md" in commit["tree"]:
-        card = _metadata(hub.blobs[commit["tree"]["README.md"]["oid"]].decode())
-    found = {"_id": "0" * 24, "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": sha}
-    found |= {
-        "private": kept.private,
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-    }
-    found |= {"createdAt": kept.created, "lastModified": commit["date"], "spaces": []}
-    found |= {"tags": card.get("tags", []), "library_name": card.get("library_name")}
-    found |= {"pipeline_tag": card.get("pipeline_tag"), "cardData": card, "usedStorage": 0}
-    return found | {"siblings": [{"rfilename": path} for path in commit["tree"]]}
-
-
-def _entry(path: str, entry: dict) -> dict:
-    found = {"type": "file", "oid": entry["oid"], "size": entry["size"], "path": path}
-    if "lfs" in entry:
-        found["lfs"] = {"oid": entry["lfs"], "size": entry["size"], "pointerSize": 130}
-    return found
