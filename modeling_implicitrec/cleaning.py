@@ -7,8 +7,8 @@ import ibis
 import numpy as np
 from ibis import _
 
-from modeling_implicitrec.engine import Engine
-from modeling_implicitrec.event_columns import REASONS, STRENGTHS
+from .engine import Engine
+from .event_columns import REASONS, STRENGTHS
 
 SECONDS_PER_DAY = 86_400
 TIME_ORDER = ("timestamp", "order", "log_order", "row")

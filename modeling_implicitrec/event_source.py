@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis import _
 
-from modeling_implicitrec.engine import DuckDBEngine, Engine
-from modeling_implicitrec.event_columns import IDS, LABELS, NUMBERS, REASONS, column_of, text_of
-from modeling_implicitrec.source_database import is_database, read_database
-from modeling_implicitrec.source_files import Paths, find_files, hide_secrets
-from modeling_implicitrec.source_schema import ROW, LogFiles, missing_column
+from .database_tables import is_database, read_database
+from .engine import DuckDBEngine, Engine
+from .event_columns import IDS, LABELS, NUMBERS, REASONS, column_of, text_of
+from .source_files import Paths, find_files, hide_secrets
+from .source_schema import ROW, LogFiles, missing_column
 
 BATCH = 100_000  # rows of a Dataset in memory at a time
 EXAMPLES = 3  # of each reason

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_implicitrec.cleaning import Cleaner, CleaningOptions, clip_limits
-from modeling_implicitrec.cleaning_report import CleaningReport
-from modeling_implicitrec.engine import Engine, open_engine
-from modeling_implicitrec.event_columns import (
+from .cleaning import Cleaner, CleaningOptions, clip_limits
+from .cleaning_report import CleaningReport
+from .engine import Engine, open_engine
+from .event_columns import (
     LABELS,
     NUMBERS,
     STRENGTHS,
@@ -24,7 +24,7 @@ from modeling_implicitrec.event_columns import (
     name_reasons,
     type_columns,
 )
-from modeling_implicitrec.event_source import (
+from .event_source import (
     EXAMPLES,
     LogSource,
     RawLog,

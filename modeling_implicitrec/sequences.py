@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from modeling_implicitrec.events import Events
-from modeling_implicitrec.shards import read_batches, write_arrow
+from .events import Events
+from .shards import read_batches, write_arrow
 
 # The list column of each event column, in this order.
 LISTS = {

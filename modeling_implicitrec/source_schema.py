@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from modeling_implicitrec.source_files import hide_secrets, partitions_of
+from .source_files import hide_secrets, partitions_of
 
 DELIMITERS = (",", "\t", ";", "|")
 OPTIONAL = ("event_type", "duration", "item_duration", "count", "platform")

@@ -29,7 +29,7 @@ FLOORS = (
         "checkpoints",
         "activity_regression",
     },
-    {"source_schema", "source_database", "cleaning"},
+    {"source_schema", "database_tables", "cleaning"},
     {"event_source"},
     {
         "configuration_implicitrec",

@@ -12,7 +12,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_implicitrec.source_files import hide_secrets, scheme_of
+from .source_files import hide_secrets, scheme_of
 
 DATABASES = ("duckdb", "sqlite", "postgresql", "postgres")
 BATCH = 50_000  # rows in memory at a time
