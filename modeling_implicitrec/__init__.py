@@ -19,6 +19,7 @@ from .baselines import (
     OwnFrequency,
     Popularity,
     RecentPopularity,
+    SameForAll,
     fit_baselines,
 )
 from .batch_scoring import BatchOptions, recommend_users
@@ -36,7 +37,6 @@ from .cold_items import (
     ColdItems,
     ContentSimilarity,
     RandomScores,
-    SameForAll,
     evaluate_cold_items,
     hold_out_items,
 )

@@ -46,19 +46,31 @@ def _tie_break(rows: Rows, vocab_size: int) -> np.ndarray:
     return (TIE_BREAK * counts / max(counts.max(), 1.0)).astype(np.float32)
 
 
-class Popularity:
-    """`score_i = number of training events of item i`, the same for everyone."""
+class SameForAll:
+    """A scorer that gives every history the same scores, such as counts that a model cannot know.
 
-    def __init__(self, train_rows: Rows, vocab_size: int) -> None:
-        self.name = "popularity"
-        self.counts = item_counts(train_rows, vocab_size).astype(np.float32)
+    Args:
+        name: what tables call it.
+        scores: `[vocab_size]`.
+    """
+
+    def __init__(self, name: str, scores: np.ndarray) -> None:
+        self.name = name
+        self.scores = np.asarray(scores, dtype=np.float32)
 
     def score(self, rows: Sequence[Row]) -> np.ndarray:
         """float32 `[batch, vocab_size]`."""
-        return np.tile(self.counts, (len(rows), 1))
+        return np.tile(self.scores, (len(rows), 1))
 
 
-class RecentPopularity:
+class Popularity(SameForAll):
+    """`score_i = number of training events of item i`, the same for everyone."""
+
+    def __init__(self, train_rows: Rows, vocab_size: int) -> None:
+        super().__init__("popularity", item_counts(train_rows, vocab_size))
+
+
+class RecentPopularity(SameForAll):
     """`score_i = number of training events of item i in the last days of the training data`.
 
     Args:
@@ -68,15 +80,11 @@ class RecentPopularity:
     """
 
     def __init__(self, train_rows: Rows, vocab_size: int, *, days: float = 7.0) -> None:
-        self.name = f"recent popularity ({days:g} days)"
         tokens, _ = flatten_tokens(train_rows, vocab_size)
         recent = tokens[recent_events(train_rows, len(tokens), days)]
         counts = np.bincount(recent, minlength=vocab_size).astype(np.float32)
-        self.counts = counts + _tie_break(train_rows, vocab_size)
-
-    def score(self, rows: Sequence[Row]) -> np.ndarray:
-        """float32 `[batch, vocab_size]`."""
-        return np.tile(self.counts, (len(rows), 1))
+        name = f"recent popularity ({days:g} days)"
+        super().__init__(name, counts + _tie_break(train_rows, vocab_size))
 
 
 class OwnFrequency:

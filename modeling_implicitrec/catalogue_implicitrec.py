@@ -118,8 +118,8 @@ class CatalogueMixin:
 
         Args:
             features: `[vocab_size, item_feature_size]` floats in the order of the tokens, such as
-                [`item_features`] makes; the row of padding is not read. Rows near unit length suit the
-                learning rates of the other parameters.
+                [`ItemFeatures.catalogue`] makes; the row of padding is not read. Rows near unit length
+                suit the learning rates of the other parameters.
 
         Raises:
             ValueError: for another shape, numbers that are not finite, or a configuration without

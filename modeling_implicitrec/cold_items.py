@@ -102,23 +102,6 @@ def _filtered(lists: pa.Array, mask: np.ndarray) -> pa.Array:
     return type(lists).from_arrays(offsets, lists.flatten().filter(pa.array(mask)))
 
 
-class SameForAll:
-    """A scorer that gives every history the same scores, such as counts that a model cannot know.
-
-    Args:
-        name: what tables call it.
-        scores: `[vocab_size]`.
-    """
-
-    def __init__(self, name: str, scores: np.ndarray) -> None:
-        self.name = name
-        self.scores = np.asarray(scores, dtype=np.float32)
-
-    def score(self, rows: Sequence[Row]) -> np.ndarray:
-        """float32 `[batch, vocab_size]`."""
-        return np.tile(self.scores, (len(rows), 1))
-
-
 class RandomScores:
     """An even order of the items, another one for every row; what a rank is worth without knowledge."""
 

@@ -104,6 +104,12 @@ class DataCollatorForNextItem:
             batch["fold_ids"] = torch.tensor([row["row"] % self.num_folds for row in rows])
         return batch
 
+    def histories(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows as what a model predicts after: the latest events of each, without labels and targets."""
+        batch = self([{**row, "target_ids": []} for row in rows])
+        del batch["target_ids"]
+        return batch
+
     def lengths(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """`[rows]` positions that training rows take in a batch, before it is padded.
 

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("data_card_template.md")
 KEY_BYTES = 32
-PUSHED = ("sequences/*.parquet", "processor/*", "cleaning_report.json", "README.md")
 
 
 def pseudonymise(rows: Dataset, key: bytes) -> Dataset:

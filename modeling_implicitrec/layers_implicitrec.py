@@ -168,7 +168,6 @@ class EvidenceBias(nn.Module):
     def __init__(self, config: ImplicitRecConfig):
         super().__init__()
         heads = config.num_attention_heads
-        self.num_buckets = config.num_time_buckets
         self.position = nn.Embedding(config.max_position_embeddings, heads)
         self.time = nn.Embedding(2 * config.num_time_buckets, heads)
         self.beta = nn.Parameter(torch.zeros(heads))

@@ -262,12 +262,11 @@ class DataCollatorForQuestions:
     def __init__(
         self, max_length: int, *, collapse_repeats: bool = False, with_features: bool = True
     ) -> None:
-        self.histories = DataCollatorForNextItem(max_length, collapse_repeats=collapse_repeats)
+        self.collator = DataCollatorForNextItem(max_length, collapse_repeats=collapse_repeats)
         self.with_features = with_features
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.histories([{**row, "target_ids": []} for row in rows])
-        del batch["target_ids"]
+        batch = self.collator.histories(rows)
         if self.with_features:
             features = np.stack([row["user_features"] for row in rows])
             batch["user_features"] = torch.as_tensor(features, dtype=torch.float)

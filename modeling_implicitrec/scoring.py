@@ -16,9 +16,7 @@ def batch_histories(
     collator = DataCollatorForNextItem(
         config.max_position_embeddings, collapse_repeats=config.collapse_repeats
     )
-    batch = collator([{**row, "target_ids": []} for row in rows])
-    del batch["target_ids"]
-    return batch
+    return collator.histories(rows)
 
 
 class ModelScorer:

@@ -229,13 +229,12 @@ def scores(model: ImplicitRecForScoring, rows: list[dict]) -> torch.Tensor:
         config.max_position_embeddings, collapse_repeats=config.collapse_repeats
     )
     names = ("input_ids", "input_weights", "timestamps")
-    histories = [{n: row[n] for n in names if n in row} | {"target_ids": []} for row in rows]
+    histories = [{n: row[n] for n in names if n in row} for row in rows]
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
     found = torch.empty(len(rows), config.vocab_size)
     for start in range(0, len(rows), 128):
         chosen = order[start : start + 128]
-        batch = collator([histories[i] for i in chosen])
-        del batch["target_ids"]
+        batch = collator.histories([histories[i] for i in chosen])
         found[torch.from_numpy(chosen)] = model(**batch).logits
     return found
 
