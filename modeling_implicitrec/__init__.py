@@ -44,14 +44,7 @@ from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
 from .default_recipe import LogStatistics, choose_settings, log_statistics, write_default_recipe
-from .encoding import (
-    cooccurrence_table,
-    ease_table,
-    encode_sequences,
-    encode_splits,
-    fold_tables,
-    training_columns,
-)
+from .encoding import encode_sequences, encode_splits, training_columns
 from .evaluation import (
     compute_hit_metrics,
     did_it_happen,
@@ -94,6 +87,7 @@ from .optimization import RowWiseAdamW, SettleCallback
 from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .prior_learning import PriorCallback
+from .priors import cooccurrence_table, ease_table, fit_priors, fold_tables
 from .privacy import (
     PrivacyPlan,
     PrivateTrainer,
@@ -251,6 +245,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "fit_baselines",
+    "fit_priors",
     "fold_tables",
     "item_vectors",
     "freeze_body",

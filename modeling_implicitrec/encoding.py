@@ -1,26 +1,15 @@
 """Sequences in outside ids -> encoded sequences: tokens, weights and targets, without per-row Python."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset, DatasetDict
-from scipy import sparse
 from tqdm.auto import tqdm
 
-from .baselines import EASE
 from .names_implicitrec import CodedNames
-from .pairs_implicitrec import (
-    BACKWARD,
-    GAP_POWER,
-    SOURCE_POWER,
-    TARGET_POWER,
-    WINDOW,
-    relative_frequency,
-)
 from .processing_implicitrec import ImplicitRecProcessor
 from .shards import map_ahead, read_batches, write_arrow
 from .weights_implicitrec import COLUMNS, is_any
@@ -149,100 +138,6 @@ def _encode(batch: pa.RecordBatch, processor: ImplicitRecProcessor) -> tuple[pa.
 def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor) -> DatasetDict:
     """Encode every part of a split."""
     return DatasetDict({name: encode_sequences(rows, processor) for name, rows in splits.items()})
-
-
-def cooccurrence_table(
-    train: Dataset,
-    vocab_size: int,
-    neighbours: int,
-    *,
-    item_counts: np.ndarray | None = None,
-    weighted: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What goes with each item in a history: tokens and scaled counts `[vocab_size, neighbours]`.
-
-    A pair that is `g` events apart, up to 20, counts `1 / sqrt(g)` for the later item given the earlier
-    one, and 0.3 of it the other way. Counts are divided by `f_a^0.5 f_b^0.25` for the frequencies of
-    the item a that is read and of the item b that it leads to, so that neither's popularity is all that
-    is seen. The numbers are those of `pairs_implicitrec.py`; `scripts/tune_cooccurrences.py` compares them.
-
-    Args:
-        train: encoded rows.
-        vocab_size: item tokens including 0.
-        neighbours: items kept for each, those of the largest counts.
-        item_counts: `[vocab_size]` what [`~ImplicitRecForScoring.fit_item_counts`] is told; by default
-            the events of the rows.
-        weighted: count pairs times the weights of both events, which is to be cross-fitted: the prior
-            cannot take a user's own pairs out of it.
-    """
-    values, offsets = flat_column(train, "input_ids")
-    tokens = _numpy(values)
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    evidence = _numpy(flat_column(train, "input_weights")[0]) if weighted else np.ones(len(tokens))
-    total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
-    for gap in range(1, WINDOW + 1):
-        same = row[gap:] == row[:-gap]
-        pair = (tokens[:-gap][same], tokens[gap:][same])
-        weight = evidence[:-gap][same] * evidence[gap:][same] * gap**-GAP_POWER
-        total = total + sparse.csr_matrix((weight.astype(np.float32), pair), shape=total.shape)
-    if item_counts is None:
-        item_counts = np.bincount(tokens, minlength=vocab_size)
-    frequency = relative_frequency(torch.as_tensor(item_counts)).numpy()
-    total = total + BACKWARD * total.T
-    scale = [sparse.diags_array(frequency**-power) for power in (SOURCE_POWER, TARGET_POWER)]
-    total = scale[0] @ total @ scale[1]
-    coo = total.tocoo()
-    order = np.lexsort((coo.col, -coo.data, coo.row))
-    rows, columns, counts = coo.row[order], coo.col[order], coo.data[order]
-    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    keep = place < neighbours
-    items = np.zeros((vocab_size, neighbours), dtype=np.int32)
-    table = np.zeros((vocab_size, neighbours), dtype=np.float32)
-    items[rows[keep], place[keep]] = columns[keep]
-    table[rows[keep], place[keep]] = counts[keep]
-    return items, table
-
-
-def fold_tables(
-    table: Callable[[Dataset], tuple[np.ndarray, np.ndarray]], train: Dataset, num_folds: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tables without each group of users, for cross-fitting; `[folds, vocab_size, neighbours]` both.
-
-    Args:
-        table: makes tokens and counts of rows, such as [`cooccurrence_table`].
-        train: encoded rows; fold f is made without those whose `row` modulo `num_folds` is f.
-    """
-    group = np.asarray(train["row"]) % num_folds
-    tables = [table(train.select(np.flatnonzero(group != fold))) for fold in range(num_folds)]
-    items, counts = zip(*tables)
-    return np.stack(items), np.stack(counts)
-
-
-def ease_table(
-    train: Dataset,
-    vocab_size: int,
-    neighbours: int,
-    *,
-    regularization: float = 1000.0,
-    target_days: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The largest weights of [`EASE`] out of each item, by size, in place of counts.
-
-    Negative ones are kept: the prior counts the sum over a history, where it is positive.
-
-    Returns:
-        Tokens int32 and weights float32 `[vocab_size, neighbours]`, 0 where there is none.
-    """
-    model = EASE(train, vocab_size, regularization=regularization, target_days=target_days)
-    weights = model.weights[:, 1:]  # nothing leads to padding
-    width = min(neighbours, weights.shape[1])
-    best = np.argpartition(-np.abs(weights), width - 1, axis=1)[:, :width]
-    strength = np.take_along_axis(weights, best, axis=1).astype(np.float32)
-    items = np.zeros((vocab_size, neighbours), dtype=np.int32)
-    table = np.zeros((vocab_size, neighbours), dtype=np.float32)
-    items[:, :width] = np.where(strength != 0, best + 1, 0)
-    table[:, :width] = strength
-    return items, table
 
 
 def _column(rows: Dataset, name: str) -> pa.Array:

@@ -33,14 +33,12 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     SequenceRows,
     average_weights,
-    cooccurrence_table,
+    fit_priors,
     load_sequences,
     load_shared_weights,
     parse_arguments,
-    positive_events,
     save_checkpoint,
     shared_weights,
-    user_counts,
 )
 
 
@@ -75,8 +73,6 @@ class Platform:
         """Make the model, with the platform's own counts; what would be shared of it."""
         set_seed(self.training.seed)
         processor = self.processor
-        train = load_sequences(self.data / "sequences")["train"]
-        train = positive_events(train, processor.negative_event_type_ids)
         model = ImplicitRecForScoring(
             ImplicitRecConfig(
                 vocab_size=processor.vocab_size,
@@ -86,13 +82,7 @@ class Platform:
                 **self.args.model,
             )
         )
-        size, counts = processor.vocab_size, processor.item_counts
-        if model.config.collapse_repeats or not counts.any():
-            counts = user_counts(train, size)
-        model.fit_item_counts(counts)
-        if neighbours := model.config.num_cooccurrences:
-            table = cooccurrence_table(train, size, neighbours, item_counts=counts)
-            model.fit_cooccurrences(*table)
+        fit_priors(model, processor, load_sequences(self.data / "sequences")["train"])
         self.save(model)
         return shared_weights(model, share_items=self.args.share_items)
 
@@ -148,24 +138,13 @@ def play_with_flower(platforms: list[Platform], weights: Weights, rounds: int) -
         from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
         from flwr.clientapp import ClientApp
         from flwr.serverapp import ServerApp
-        from flwr.serverapp.strategy import FedAvg
         from flwr.simulation import run_simulation
     except ImportError as error:
         raise SystemExit(
             "no Flower: pip install 'implicitrec[federated]', or --engine here"
         ) from error
 
-    class AllOrNothing(FedAvg):
-        """A platform that fails stops the training: a mean without it would go unnoticed."""
-
-        def aggregate_train(self, server_round, replies):
-            replies = list(replies)
-            failed = [reply.error.reason for reply in replies if reply.has_error()]
-            if failed or len(replies) != len(platforms):
-                raise RuntimeError(f"round {server_round}: {len(replies)} replied, failed {failed}")
-            return super().aggregate_train(server_round, replies)
-
-    client, server, result = ClientApp(), ServerApp(), Path(tempfile.mkdtemp(), "shared")
+    client, server = ClientApp(), ServerApp()
 
     @client.train()
     def train(message, context):
@@ -177,16 +156,30 @@ def play_with_flower(platforms: list[Platform], weights: Weights, rounds: int) -
 
     @server.main()
     def main(grid, context):
-        size = len(platforms)
-        strategy = AllOrNothing(
-            fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size
-        )
+        strategy = all_or_nothing(len(platforms))
         found = strategy.start(grid, ArrayRecord(weights), num_rounds=rounds)
         save_file(dict(found.arrays.to_torch_state_dict()), result)
 
     backend = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}}
-    run_simulation(server, client, num_supernodes=len(platforms), backend_config=backend)
-    return load_file(result)
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "shared")
+        run_simulation(server, client, num_supernodes=len(platforms), backend_config=backend)
+        return load_file(result)
+
+
+def all_or_nothing(size: int):
+    """Flower's mean of so many platforms: one that fails stops the training, or it would go unnoticed."""
+    from flwr.serverapp.strategy import FedAvg
+
+    class AllOrNothing(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            failed = [reply.error.reason for reply in replies if reply.has_error()]
+            if failed or len(replies) != size:
+                raise RuntimeError(f"round {server_round}: {len(replies)} replied, failed {failed}")
+            return super().aggregate_train(server_round, replies)
+
+    return AllOrNothing(fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size)
 
 
 ENGINES: dict[str, Callable] = {"flower": play_with_flower, "here": play_here}

@@ -11,7 +11,6 @@ in one commit. With `--dp_epsilon 8` training is differentially private (docs/pr
 import json
 import secrets
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,9 +38,7 @@ from modeling_implicitrec import (
     check_private,
     choose_tuning,
     compute_hit_metrics,
-    cooccurrence_table,
-    ease_table,
-    fold_tables,
+    fit_priors,
     load_sequences,
     merge_lora,
     noisy_item_counts,
@@ -53,7 +50,6 @@ from modeling_implicitrec import (
     reduce_logits_to_hits,
     resume_point,
     transfer_weights,
-    user_counts,
     write_model_card,
 )
 
@@ -144,18 +140,10 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         "num_platforms": processor.num_platforms if args.use_platforms else 1,
         "item_feature_size": 0 if features is None else features.shape[1],
     }
-    config = ImplicitRecConfig(**settings | args.model)
-    model = ImplicitRecForScoring(config)
+    model = ImplicitRecForScoring(ImplicitRecConfig(**settings | args.model))
     if features is not None:
         model.fit_item_features(features)
-    train = positive_events(train, processor.negative_event_type_ids)
-    if args.dp_epsilon:
-        check_private(config, processor, train)
-        if args.dp_count_noise:
-            noise = args.dp_count_noise
-            model.fit_item_counts(noisy_item_counts(train, processor.vocab_size, noise=noise))
-    else:
-        fit_counts(args, model, processor, train)
+    fit_counts(args, model, processor, train)
     if source is not None:
         pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
         print(transfer_weights(model, source, pair, namespace=args.namespace))
@@ -164,16 +152,21 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
 
 
 def fit_counts(args: FinetuneArguments, model: ImplicitRecForScoring, processor, train) -> None:
-    """Tell the model how often items were had, and which of them together."""
-    config, counts = model.config, processor.item_counts
-    # A history that holds an item once: count users, not events; a catalogue has no counts of its own.
-    if config.collapse_repeats or not counts.any():
-        counts = user_counts(train, processor.vocab_size, args.recent_days or None)
-    model.fit_item_counts(counts)
-    if config.num_cooccurrences:
-        table, folds = partial(cooccurrences, args, config, counts), args.cooccurrence_folds
-        others = fold_tables(table, train, folds) if folds else None
-        model.fit_cooccurrences(*table(train), folds=others)
+    """Tell the model what was had how often, and together; a private run tells counts with noise."""
+    if not args.dp_epsilon:
+        return fit_priors(
+            model,
+            processor,
+            train,
+            source=args.cooccurrence_source,
+            recent_days=args.recent_days or None,
+            folds=args.cooccurrence_folds,
+            weighted=args.weighted_cooccurrences,
+        )
+    train = positive_events(train, processor.negative_event_type_ids)
+    check_private(model.config, processor, train)
+    if noise := args.dp_count_noise:
+        model.fit_item_counts(noisy_item_counts(train, processor.vocab_size, noise=noise))
 
 
 def item_features(args: FinetuneArguments) -> np.ndarray | None:
@@ -186,21 +179,6 @@ def item_features(args: FinetuneArguments) -> np.ndarray | None:
     return load_file(path)["features"]
 
 
-def cooccurrences(
-    args: FinetuneArguments, config: ImplicitRecConfig, counts: np.ndarray, rows: Dataset
-) -> tuple:
-    """The table of the co-occurrence prior."""
-    size, neighbours = config.vocab_size, config.num_cooccurrences
-    if args.cooccurrence_source == "ease":
-        return ease_table(rows, size, neighbours, target_days=args.recent_days or None)
-    if args.cooccurrence_source == "sequence":
-        if args.weighted_cooccurrences and not args.cooccurrence_folds:
-            raise SystemExit("weighted_cooccurrences needs cooccurrence_folds of 2 or more")
-        weighted = args.weighted_cooccurrences
-        return cooccurrence_table(rows, size, neighbours, item_counts=counts, weighted=weighted)
-    raise SystemExit(f"cooccurrence_source: sequence or ease, got {args.cooccurrence_source!r}")
-
-
 def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcessor]:
     """The rows to learn from, those that choose the checkpoint, and the fitted processor."""
     data = Path(args.data_dir)
@@ -211,34 +189,23 @@ def load(args: FinetuneArguments) -> tuple[Dataset, Dataset, ImplicitRecProcesso
         raise SystemExit("refit needs a temporal split, whose validation part ends at the test")
     train = splits["before_test" if args.refit else "train"]
     processor = ImplicitRecProcessor.from_pretrained(data / "processor")
+    args.target_event_types = target_types(args, processor)
     return train, splits["validation"], processor
 
 
-def target_types(args: FinetuneArguments) -> list[str]:
+def target_types(args: FinetuneArguments, processor: ImplicitRecProcessor) -> list[str]:
     """The event types that labels are of; none for all."""
     types, prepared = args.target_event_types, Path(args.data_dir, "prepare.json")
     if types is None and prepared.exists():
         types = json.loads(prepared.read_text()).get("target_event_types")
-    return types or []
-
-
-def target_type_ids(args: FinetuneArguments) -> list[int]:
-    if not (types := target_types(args)):
-        return []
-    known = ImplicitRecProcessor.from_pretrained(Path(args.data_dir, "processor")).event_types
-    absent = sorted(set(types) - set(known))
-    if absent:
+    known, types = processor.event_types, types or []
+    if absent := sorted(set(types) - set(known)):
         raise SystemExit(f"target_event_types must be among {known}, got also {absent}")
-    return [known.index(name) + 1 for name in types]
+    return types
 
 
-def build_trainer(args: FinetuneArguments, training, model, train, validation) -> Trainer:
-    training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
-    training.remove_unused_columns = False  # the collator reads columns that the model does not
-    training.dataloader_pin_memory = torch.cuda.is_available()
-    if args.refit or args.dp_epsilon:  # learnt from; or no choice by people's data without noise
-        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
-    collator = DataCollatorForNextItem(
+def build_collator(args: FinetuneArguments, training, model, processor) -> DataCollatorForNextItem:
+    return DataCollatorForNextItem(
         max_length=model.config.max_position_embeddings,
         label_horizon=args.label_horizon_days * 86_400,
         moment_ends_only=args.moment_ends_only,
@@ -248,10 +215,18 @@ def build_trainer(args: FinetuneArguments, training, model, train, validation) -
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         label_weight_power=args.label_weight_power,
-        target_event_type_ids=target_type_ids(args),
+        target_event_type_ids=processor.encode_event_types(args.target_event_types).tolist(),
         # A private run's draws are as secret as its noise; the card tells the run's own seed.
         seed=secrets.randbits(63) if args.dp_epsilon else training.seed,
     )
+
+
+def build_trainer(args: FinetuneArguments, training, model, collator, train, validation) -> Trainer:
+    training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
+    training.remove_unused_columns = False  # the collator reads columns that the model does not
+    training.dataloader_pin_memory = torch.cuda.is_available()
+    if args.refit or args.dp_epsilon:  # learnt from; or no choice by people's data without noise
+        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     callbacks: list = [EpochCallback(collator)]
     if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -314,8 +289,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     period = None if private else read_period(trainer.train_dataset.rows)
     if args.from_checkpoint:
         best |= {"started from": args.from_checkpoint, "tuned": args.tune}
-    if target_types(args):
-        best |= {"predicts events of": target_types(args)}
+    if args.target_event_types:
+        best |= {"predicts events of": args.target_event_types}
     if private:
         best |= {"differential privacy": trainer.plan.to_dict()}
     return best | {
@@ -384,7 +359,8 @@ def main() -> None:
     push_to_hub, training.push_to_hub = training.push_to_hub, False
     train, validation, processor = load(args)
     model = build_model(args, processor, train)
-    trainer = build_trainer(args, training, model, train, validation)
+    collator = build_collator(args, training, model, processor)
+    trainer = build_trainer(args, training, model, collator, train, validation)
     trainer.train(resume_from_checkpoint=resume_point(training) if args.resume else None)
     if args.tune == "lora":
         merge_lora(model)

@@ -31,10 +31,10 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     ModelScorer,
     build_sequences,
-    cooccurrence_table,
     encode_splits,
     evaluate,
     fit_baselines,
+    fit_priors,
     leave_last_out,
     load_events,
     rank_histories,
@@ -152,9 +152,7 @@ def train(rows, processor, defence: Defence, seed: int) -> ImplicitRecForScoring
         num_cooccurrences=64,
     )
     model = ImplicitRecForScoring(config)
-    model.fit_item_counts(processor.item_counts)
-    table = cooccurrence_table(rows, config.vocab_size, 64, item_counts=processor.item_counts)
-    model.fit_cooccurrences(*table)
+    fit_priors(model, processor, rows)
     power = defence.label_weight_power
     collator = DataCollatorForNextItem(LONGEST, seed=seed, label_weight_power=power)
     return train_briefly(

@@ -82,7 +82,7 @@ FLOORS = (
         "service_limits",
         "service_schema",
     },
-    {"questions", "serving", "ann_index", "batch_scoring", "vocabulary_privacy", "federation"},
+    {"priors", "questions", "serving", "ann_index", "batch_scoring", "vocabulary_privacy", "federation"},
     {"showcase", "user_cache"},
     {"service"},
     {"demo_page"},

@@ -12,7 +12,9 @@ from modeling_implicitrec import (
     DataCollatorForNextItem,
     ImplicitRecConfig,
     ImplicitRecForScoring,
+    ImplicitRecProcessor,
     cooccurrence_table,
+    fit_priors,
 )
 from modeling_implicitrec.head_implicitrec import SCALAR_STEP
 from modeling_implicitrec.pairs_implicitrec import own_events
@@ -119,3 +121,66 @@ def test_cooccurrences_of_an_event_count_by_its_weight_and_age():
         assert ratio() == pytest.approx(2.0)
         prior.time_kernel.levels[0] = 1 / SCALAR_STEP  # of events as old as the question
         assert ratio() == pytest.approx(2 / math.e)
+
+
+def told(rows: Dataset, processor: ImplicitRecProcessor, settings: dict, **options) -> dict:
+    """What `fit_priors` wrote into a model, and its fold tables."""
+    config = ImplicitRecConfig(vocab_size=processor.vocab_size, hidden_size=8, **settings)
+    torch.manual_seed(0)
+    model = ImplicitRecForScoring(config)
+    fit_priors(model, processor, rows, **options)
+    return dict(model.named_buffers()) | {"bias": model.head.item_bias.weight.detach()}
+
+
+def test_priors_are_counts_of_events_of_users_or_of_recent_users():
+    processor = ImplicitRecProcessor.fit({"item_id": [*"aaabbc"]})
+    rows = Dataset.from_dict(
+        {"input_ids": [[1, 1, 1, 2], [2, 3]], "timestamps": [[0, 0, 0, 90_000], [86_400, 90_000]]}
+    )
+    for settings, options, counts in (
+        ({}, {}, [0, 3, 2, 1]),
+        ({"collapse_repeats": True}, {}, [0, 1, 2, 1]),
+        ({"collapse_repeats": True}, {"recent_days": 0.5}, [0, 0, 2, 1]),
+    ):
+        expected = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=4, hidden_size=8))
+        expected.fit_item_counts(torch.tensor(counts))
+        found = told(rows, processor, settings, **options)
+        torch.testing.assert_close(found["bias"], expected.head.item_bias.weight.detach())
+
+
+def test_priors_hold_the_pairs_of_the_positive_events_with_and_without_each_fold():
+    log = {"item_id": [*"aabbc"], "event_type": ["view", "view", "view", "hide", "view"]}
+    processor = ImplicitRecProcessor.fit(log, negative_event_types=["hide"])
+    (hide,) = processor.negative_event_type_ids
+    kept = {"input_ids": [[1, 2], [1, 3]], "input_weights": [[1.0, 3.0], [1.0, 1.0]], "row": [0, 1]}
+    view = 3 - hide
+    whole = {
+        "input_ids": [[1, 2, 2], [1, 3]],
+        "input_weights": [[1.0, 3.0, 9.0], [1.0, 1.0]],
+        "event_type_ids": [[view, view, hide], [view, view]],
+        "row": [0, 1],
+    }
+    rows = Dataset.from_dict(kept)
+    settings = {"num_cooccurrences": 2, "num_event_types": 3}
+    counts = processor.item_counts
+    found = told(Dataset.from_dict(whole), processor, settings, folds=2, weighted=True)
+    expected = cooccurrence_table(rows, 4, 2, item_counts=counts, weighted=True)
+    folds = [
+        cooccurrence_table(rows.select([other]), 4, 2, item_counts=counts, weighted=True)
+        for other in (1, 0)
+    ]
+    tables = {name: value for name, value in found.items() if "cooccurrence" in name}
+    assert any(np.allclose(table, expected[1]) for table in tables.values() if table.dim() == 2)
+    stacked = np.stack([fold[1] for fold in folds])
+    assert any(np.allclose(table, stacked) for table in tables.values() if table.dim() == 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"source": "songs"}, "'sequence' or 'ease', got 'songs'"), ({"weighted": True}, "folds")],
+)
+def test_priors_of_another_kind_are_refused(options, message):
+    processor = ImplicitRecProcessor.fit({"item_id": [*"ab"]})
+    rows = Dataset.from_dict({"input_ids": [[1, 2]]})
+    with pytest.raises(ValueError, match=message):
+        told(rows, processor, {"num_cooccurrences": 2}, **options)
