@@ -14,20 +14,10 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from seed_runs import (
-    Log,
-    Schedule,
-    difference,
-    kept,
-    learn,
-    new_model,
-    signed,
-    spread,
-    what_is_measured,
-    write_page,
-)
+from result_pages import opening, signed, spread, table, write_page
+from seed_runs import Log, Schedule, difference, floors, kept, learn, ndcg, new_model
 
-from modeling_implicitrec import ModelScorer, evaluate, fit_baselines, parse_arguments
+from modeling_implicitrec import ModelScorer, parse_arguments
 
 BASE = {
     "hidden_size": 32,
@@ -93,20 +83,12 @@ def parts_of(log: Log, arm: str) -> DatasetDict:
     return log.splits.remove_columns("timestamps") if arm == "without times" else log.splits
 
 
-def ndcg(scorer, log: Log, parts: DatasetDict, repeats: bool) -> dict[str, list[float]]:
+def measure(scorer, log: Log, parts: DatasetDict, repeats: bool) -> dict[str, list[float]]:
     """NDCG@10 of each person, by part."""
-    found = {}
-    for part in ("validation", "test"):
-        result = evaluate(
-            scorer,
-            parts[part],
-            seen="keep" if repeats else "exclude",
-            target_filter="all" if repeats else "new",
-            num_items=log.processor.vocab_size - 1,
-            progress=False,
-        )
-        found[part] = result.per_user["ndcg@10"].round(6).tolist()
-    return found
+    return {
+        part: ndcg(scorer, log, parts[part], repeats=repeats).round(6).tolist()
+        for part in ("validation", "test")
+    }
 
 
 def run(args: ModelAblationArguments, log: Log, name: str, arm: str, seed: int) -> dict:
@@ -116,7 +98,7 @@ def run(args: ModelAblationArguments, log: Log, name: str, arm: str, seed: int) 
     model.state_centre.fixed = arm == "states not centred"
     seconds = learn(model, parts["train"], seed, Schedule(args.epochs))
     repeats = bool(WORLDS[name].get("copy_prior"))
-    found: dict[str, Any] = ndcg(ModelScorer(model), log, parts, repeats)
+    found: dict[str, Any] = measure(ModelScorer(model), log, parts, repeats)
     return found | {"seconds": round(seconds, 2)}
 
 
@@ -130,16 +112,14 @@ def run_log(args: ModelAblationArguments, name: str) -> dict:
             for seed in args.seeds
         ]
     repeats = bool(WORLDS[name].get("copy_prior"))
-    floors = fit_baselines(
-        ["popularity", "cooccurrence", "item_knn"], log.splits["train"], log.processor.vocab_size
-    )
+    baselines = {one.name: measure(one, log, log.splits, repeats) for one in floors(log)}
     return {
         "repeats": repeats,
         "people": len(runs["base"][0]["test"]),
         "arms": {arm: summary(found, runs["base"]) for arm, found in runs.items()},
         "floors": {
-            one.name: {p: float(np.mean(v)) for p, v in ndcg(one, log, log.splits, repeats).items()}
-            for one in floors
+            name: {part: float(np.mean(values)) for part, values in found.items()}
+            for name, found in baselines.items()
         },
     }
 
@@ -163,29 +143,28 @@ def verdict(found: dict) -> str:
 
 
 def page(report: dict) -> list[str]:
-    lines = ["# Which ideas help", ""]
-    lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
-    lines += [f"`{report['command']}`; NDCG@10, mean ± standard deviation over "]
-    lines += [
-        f"{len(report['training seeds'])} seeds; differences from the base ± standard error. The last "
-    ]
-    lines += ["column is by the validation part: beyond twice the error, or not.", ""]
+    differences = (
+        "differences from the base ± standard error. The last column is by the validation "
+    )
+    differences += "part: beyond twice the error, or not."
+    lines = opening("Which ideas help", __doc__, report, ("NDCG@10", differences))
     for name, world in report["logs"].items():
         asked = "repeats allowed" if world["repeats"] else "new items only"
         lines += [f"## {name}", "", f"{world['people']:,} people, {asked}.", ""]
-        lines += ["| model | validation | difference | test | difference | CPU seconds | |"]
-        lines += ["|---|---:|---:|---:|---:|---:|---|"]
+        header = ["model", "validation", "difference", "test", "difference", "CPU seconds", ""]
+        rows = []
         for arm, found in world["arms"].items():
-            cells = []
+            cells = [arm]
             for part in ("validation", "test"):
                 gap = "" if arm == "base" else signed(found[f"{part} difference"])
                 cells += [spread(found[part]), gap]
             cells += [f"{found['seconds']:.0f}", "" if arm == "base" else verdict(found)]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
+            rows.append(cells)
         for floor, found in world["floors"].items():
-            cells = [f"{found['validation']:.4f}", "", f"{found['test']:.4f}"]
-            lines.append(f"| {floor} | {' | '.join(cells)} | | | |")
-        lines.append("")
+            rows.append(
+                [floor, f"{found['validation']:.4f}", "", f"{found['test']:.4f}", *[""] * 3]
+            )
+        lines += [*table(header, rows), ""]
     return lines
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import yaml
+from result_pages import TITLES, cell, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("ndcg@10", "recall@10", "hit_rate@10", "mrr@10", "coverage@10")
-TITLES = {"all": "repeats allowed", "new": "new items only"}
 BASELINES = ("popularity", "own frequency", "co-occurrence", "item kNN", "ALS", "EASE")
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 
@@ -54,22 +54,12 @@ def markdown(name: str, report: dict) -> str:
     lines = [f"# {name}", "", f"`{report['command']}`, seeds {report['seeds']}, test part."]
     lines += [f"{report['machine']}.", ""]
     for protocol, models in report["results"].items():
-        lines += [
-            f"## {TITLES[protocol].capitalize()}",
-            "",
-            "| model | " + " | ".join(SHOWN) + " |",
+        rows = [
+            [model, *(cell(metrics[metric]) for metric in SHOWN)]
+            for model, metrics in models.items()
         ]
-        lines.append("|---|" + "---:|" * len(SHOWN))
-        for model, metrics in models.items():
-            cells = [cell(metrics[metric]) for metric in SHOWN]
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += [f"## {TITLES[protocol].capitalize()}", "", *table(["model", *SHOWN], rows), ""]
     return "\n".join(lines)
-
-
-def cell(value: dict) -> str:
-    spread = f" ± {value['std']:.4f}" if value["std"] else ""
-    return f"{value['mean']:.4f}{spread}"
 
 
 def readme_table(reports: dict[str, dict]) -> str:
@@ -118,14 +108,14 @@ def stem_of(name: str, config: str) -> str:
     return name if config == "finetune.yaml" else f"{name}_{Path(config).stem}"
 
 
-def with_results(readme: str, table: Callable[[dict], str] = readme_table) -> str:
+def with_results(readme: str, made: Callable[[dict], str] = readme_table) -> str:
     """A page with its table made anew from `docs/results`; that of recipes/README.md is `recipe_index`."""
     found = sorted((ROOT / "docs" / "results").glob("*.json"))
     reports = {path.stem: json.loads(path.read_text()) for path in found}
     # The folder also holds benchmarks of other kinds, which have no seeds.
     measured = {stem: report for stem, report in reports.items() if "seeds" in report}
     before, rest = readme.split(START)
-    return before + START + table(measured) + END + rest.split(END)[1]
+    return before + START + made(measured) + END + rest.split(END)[1]
 
 
 def main() -> None:
@@ -161,11 +151,11 @@ def main() -> None:
     card = (ROOT / "outputs" / f"{stem}_{args.seeds[0]}" / "README.md").read_text()
     card = re.sub(r"\n!\[.*\]\(plots/.*\)\n", "", card)  # the plot lies in the checkpoint
     (cards / f"{stem}.md").write_text(card)
-    for page, table in (
+    for page, made in (
         (ROOT / "README.md", readme_table),
         (ROOT / "recipes/README.md", recipe_index),
     ):
-        page.write_text(with_results(page.read_text(), table))
+        page.write_text(with_results(page.read_text(), made))
     print(markdown(stem, report))
 
 

@@ -6,7 +6,6 @@ Runs add up in `docs/results/cold_items.json`; the page beside it shows them all
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict
-from seed_runs import spread
+from result_pages import add_run, spread, table, what_is_measured
 from short_training import train_briefly
 from transformers import set_seed
 
@@ -48,6 +47,7 @@ ARMS = {
     "content instead of ids": {"use_item_ids": False},
     "ids, new items by their neighbours": None,  # content is asked only where a new item starts
 }
+METRICS = {"ndcg@10": "NDCG@10", "recall@10": "recall@10"}
 SHOWN = {"cold": "among the cold", "catalogue": "whole catalogue"}
 
 
@@ -120,6 +120,14 @@ def train(log: dict, rows, processor, features: np.ndarray | None, arm: dict | N
     )
 
 
+def start_of(new: np.ndarray, warm: np.ndarray, *, by_neighbours: bool) -> dict:
+    """What a model is told of the cold items: their content, or the warm ones that are nearest by it."""
+    features = torch.as_tensor(new)
+    if not by_neighbours:
+        return {"features": features}
+    return {"neighbours": nearest_items(torch.as_tensor(warm), features)[0]}
+
+
 def run(log: dict, seed: int) -> dict:
     """NDCG and recall of every scorer, by protocol, with one draw of the cold items."""
     cold = hold_out_items(
@@ -134,13 +142,8 @@ def run(log: dict, seed: int) -> dict:
     warm = np.pad(warm, ((1, 0), (0, 0)))
     models = {}
     for name, arm in ARMS.items():
-        model = train(log, rows, processor, None if arm is None else warm, arm, seed)
-        if arm is None:
-            near, _ = nearest_items(torch.as_tensor(warm), torch.as_tensor(new))
-            model.add_items(neighbours=near)
-        else:
-            model.add_items(features=torch.as_tensor(new))
-        models[name] = model
+        models[name] = train(log, rows, processor, None if arm is None else warm, arm, seed)
+        models[name].add_items(**start_of(new, warm, by_neighbours=arm is None))
     tokens = processor.add_items(cold.item_ids)
     counts = processor.item_counts.copy()
     counts[tokens] = cold.counts
@@ -159,7 +162,7 @@ def run(log: dict, seed: int) -> dict:
         "users": next(iter(found["cold"].values())).num_users,
         "results": {
             protocol: {
-                name: {key: result.metrics[key] for key in ("ndcg@10", "recall@10")}
+                name: {key: result.metrics[key] for key in METRICS}
                 for name, result in of_scorer.items()
             }
             for protocol, of_scorer in found.items()
@@ -177,17 +180,13 @@ def markdown(report: dict) -> str:
             f"{first['cold items']:,} of {first['items']:,} items cold, {draws} of them; "
             f"{mean(run['users'] for run in runs):,.0f} users with a cold target."
         )
-        lines += ["", "| ranked by | " + " | ".join(f"NDCG@10, {s}" for s in SHOWN.values()) + " | "
-                  + " | ".join(f"recall@10, {s}" for s in SHOWN.values()) + " |"]  # fmt: skip
-        lines.append("|---|" + "---:|" * 2 * len(SHOWN))
+        columns = [(key, protocol) for key in METRICS for protocol in SHOWN]
+        header = ["ranked by", *(f"{METRICS[key]}, {SHOWN[protocol]}" for key, protocol in columns)]
+        rows = []
         for scorer in first["results"]["cold"]:
-            cells = [
-                spread([run["results"][protocol][scorer][key] for run in runs])
-                for key in ("ndcg@10", "recall@10")
-                for protocol in SHOWN
-            ]
-            lines.append(f"| {scorer} | " + " | ".join(cells) + " |")
-        lines.append("")
+            found = ([run["results"][p][scorer][key] for run in runs] for key, p in columns)
+            rows.append([scorer, *map(spread, found)])
+        lines += ["", *table(header, rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -207,17 +206,8 @@ def main() -> None:
     log["describe"] = lambda ids: np.stack([known.get(one, np.zeros(width)) for one in ids]).astype(
         np.float32
     )
-    report = {"what": "", "logs": {}}
     for seed in args.seeds:
-        made = run(log, seed)
-        if RESULTS.exists():
-            report = json.loads(RESULTS.read_text())
-        report["what"] = " ".join(__doc__.split("\n\n", 1)[1].split())
-        runs = [one for one in report["logs"].get(args.log, []) if one["seed"] != seed]
-        report["logs"][args.log] = sorted([*runs, made], key=lambda one: one["seed"])
-        RESULTS.write_text(json.dumps(report, indent=1))
-        RESULTS.with_suffix(".md").write_text(markdown(report))
-        print(json.dumps(made, indent=1), flush=True)
+        add_run(RESULTS, args.log, run(log, seed), what_is_measured(__doc__), markdown)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from seed_runs import (
-    Log,
-    Schedule,
-    difference,
-    kept,
-    learn,
-    new_model,
-    signed,
-    spread,
-    what_is_measured,
-    write_page,
-)
+from result_pages import signed, spread, table, what_is_measured, write_page
+from seed_runs import Log, Schedule, difference, kept, learn, new_model
 
 from modeling_implicitrec import (
     EventSchema,
@@ -236,19 +226,17 @@ def page(report: dict) -> list[str]:
             f"{world['people']:,} people, {world['items']:,} items, {asked}; ",
         ]
         lines += [f"asked for: {', '.join(world['targets'])}. {len(world['seeds'])} seeds.", ""]
-        lines += [
-            "| read | validation | test | against the target types alone, 5 x | against all alike |"
-        ]
-        lines += ["|---|---:|---:|---:|---:|"]
+        header = ["read", "validation", "test", "against the target types alone, 5 x"]
+        rows = []
         for way, values in world["ways"].items():
             gaps = [values.get(f"against {other}") for other in (FIRST, ALIKE)]
             cells = [spread(values["validation"]), spread(values["test"])]
             cells += [signed(gap) if gap else "" for gap in gaps]
-            lines.append(f"| {way} | {' | '.join(cells)} |")
+            rows.append([way, *cells])
         for floor, values in world["floors"].items():
             cells = [f"{np.mean(values[part]):.4f}" for part in ("validation", "test")]
-            lines.append(f"| {floor} | {' | '.join(cells)} | | |")
-        lines += ["", *verdict(world), ""]
+            rows.append([floor, *cells, "", ""])
+        lines += [*table([*header, "against all alike"], rows), "", *verdict(world), ""]
     return lines
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset
-from seed_runs import Log, kept, spread, what_is_measured, write_page
+from result_pages import spread, table, what_is_measured, write_page
+from seed_runs import Log, kept
 
 from modeling_implicitrec import (
     ImplicitRecForScoring,
@@ -160,16 +161,13 @@ def page(report: dict) -> list[str]:
         for asked in ("all", "new"):
             pairs = np.mean(scorers["implicitrec"][f"{asked}, uniform"]["num_pairs"])
             lines += [f"{asked.title()} held-out items, {pairs:,.0f} pairs a draw:", ""]
-            lines += ["| | AUC, even | accuracy, even | AUC, popular | accuracy, popular |"]
-            lines += ["|---|---:|---:|---:|---:|"]
-            for scorer, answers in scorers.items():
-                cells = [
-                    spread(answers[f"{asked}, {negatives}"][key])
-                    for negatives in NEGATIVES
-                    for key in ("auc", "paired_accuracy")
-                ]
-                lines.append(f"| {scorer} | {' | '.join(cells)} |")
-            lines.append("")
+            header = ["", "AUC, even", "accuracy, even", "AUC, popular", "accuracy, popular"]
+            keys = [(f"{asked}, {n}", key) for n in NEGATIVES for key in ("auc", "paired_accuracy")]
+            rows = [
+                [scorer, *(spread(answers[kind][key]) for kind, key in keys)]
+                for scorer, answers in scorers.items()
+            ]
+            lines += [*table(header, rows), ""]
     return lines + verdict(report)
 
 

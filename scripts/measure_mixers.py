@@ -14,25 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from seed_runs import (
-    Log,
-    Schedule,
-    difference,
-    kept,
-    learn,
-    new_model,
-    signed,
-    spread,
-    what_is_measured,
-    write_page,
-)
+from result_pages import opening, signed, spread, table, write_page
+from seed_runs import Log, Schedule, difference, floors, kept, learn, ndcg, new_model
 
 from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ModelScorer,
-    evaluate,
-    fit_baselines,
     parse_arguments,
 )
 
@@ -92,19 +80,6 @@ def seconds_a_step(build, log: Log) -> float:
     return learn(model, train, 0, Schedule(max_steps=3 * WARM_STEPS)) / (3 * WARM_STEPS)
 
 
-def ndcg(model, log: Log, part: str) -> np.ndarray:
-    """Of the item that is new, for each person."""
-    result = evaluate(
-        model,
-        log.splits[part],
-        seen="exclude",
-        target_filter="new",
-        num_items=log.processor.vocab_size - 1,
-        progress=False,
-    )
-    return result.per_user["ndcg@10"]
-
-
 def run(args: MixerArguments, log: Log, settings: dict, seed: int) -> dict:
     """Train one model for the time and measure it."""
     build = partial(new_model, log, log.splits["train"], seed, **settings)
@@ -113,7 +88,7 @@ def run(args: MixerArguments, log: Log, settings: dict, seed: int) -> dict:
     seconds = learn(model, log.splits["train"], seed, replace(Schedule(), max_steps=steps))
     found: dict = {"steps": steps, "seconds": seconds}
     for part in ("validation", "test"):
-        found[part] = ndcg(ModelScorer(model), log, part).round(6).tolist()
+        found[part] = ndcg(ModelScorer(model), log, log.splits[part]).round(6).tolist()
     return found
 
 
@@ -146,12 +121,9 @@ def run_log(args: MixerArguments, name: str) -> dict:
             if mixer != "attention":
                 gap = difference([one["test"] for one in runs], told[kind])
                 world["kinds"][kind][mixer]["against attention"] = gap
-    floors = fit_baselines(
-        ["popularity", "cooccurrence", "item_knn"], log.splits["train"], log.processor.vocab_size
-    )
     world["floors"] = {
-        one.name: {part: float(ndcg(one, log, part).mean()) for part in ("validation", "test")}
-        for one in floors
+        one.name: {p: float(ndcg(one, log, log.splits[p]).mean()) for p in ("validation", "test")}
+        for one in floors(log)
     }
     return world
 
@@ -163,31 +135,27 @@ def summary(runs: list[dict]) -> dict:
 
 
 def page(report: dict) -> list[str]:
-    lines = ["# Attention, GRU, convolution", ""]
-    lines += [what_is_measured(__doc__, before=" Runs are kept"), ""]
-    lines += [f"`{report['command']}`; NDCG@10 of new items, mean ± standard deviation over "]
-    lines += [
-        f"{len(report['training seeds'])} seeds; differences are paired, ± standard error.",
-        "",
-    ]
+    told = ("NDCG@10 of new items", "differences are paired, ± standard error.")
+    lines = opening("Attention, GRU, convolution", __doc__, report, told)
     for name, world in report["logs"].items():
         lines += [f"## {name}", ""]
         sizes = [f"{m} {p['blocks']:,} (MLP {p['MLP']})" for m, p in world["parameters"].items()]
         lines += [f"Parameters of the blocks: {', '.join(sizes)}.", ""]
         for kind, mixers in world["kinds"].items():
             lines += [f"### {name}, {kind}", ""]
-            lines += ["| mixer | steps | CPU seconds | validation | test | against attention |"]
-            lines += ["|---|---:|---:|---:|---:|---:|"]
+            header = ["mixer", "steps", "CPU seconds", "validation", "test", "against attention"]
+            rows = []
             for mixer, found in mixers.items():
                 gap = found.get("against attention")
                 cells = [f"{np.mean(found['steps']):.0f}", f"{np.mean(found['seconds']):.1f}"]
                 cells += [spread(found["validation"]), spread(found["test"])]
-                lines.append(f"| {mixer} | {' | '.join(cells)} | {signed(gap) if gap else ''} |")
-            lines.append("")
-        lines += ["| floor | validation | test |", "|---|---:|---:|"]
-        for floor, found in world["floors"].items():
-            lines.append(f"| {floor} | {found['validation']:.4f} | {found['test']:.4f} |")
-        lines.append("")
+                rows.append([mixer, *cells, signed(gap) if gap else ""])
+            lines += [*table(header, rows), ""]
+        rows = [
+            (floor, f"{found['validation']:.4f}", f"{found['test']:.4f}")
+            for floor, found in world["floors"].items()
+        ]
+        lines += [*table(["floor", "validation", "test"], rows), ""]
     return lines
 
 

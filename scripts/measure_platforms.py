@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from seed_runs import spread
+from result_pages import spread
 from short_training import train_briefly
 from transformers import set_seed
 
@@ -86,12 +86,7 @@ def ndcg(model, rows: Dataset, targets: np.ndarray, seen: list, candidates: np.n
     """NDCG@10 of one target a user among the candidates that the user has not had."""
     collator, hits = DataCollatorForNextItem(LONGEST), []
     for first in range(0, len(rows), 128):
-        some = [
-            row | {"target_ids": []}
-            for row in rows.select(range(first, min(first + 128, len(rows))))
-        ]
-        batch = collator(some)
-        del batch["target_ids"]
+        batch = collator.histories(rows.select(range(first, min(first + 128, len(rows)))))
         if model.config.num_platforms == 1:
             del batch["platform_ids"]
         scores = model(**batch).logits.masked_fill(~torch.as_tensor(candidates), -torch.inf)

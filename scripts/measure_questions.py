@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from seed_runs import spread
+from result_pages import add_run, spread, table, what_is_measured
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "questions.json"
@@ -110,12 +110,11 @@ def markdown(report: dict) -> str:
         share = next(iter(first.values()))["share"]
         lines += [f"## {log}: {QUESTIONS[log][0]}", ""]
         lines += [f"{len(runs)} seeds; the answer is yes for {share:.1%} of those asked.", ""]
-        lines += ["| answered by | " + " | ".join(METRICS.values()) + " |"]
-        lines += ["|---|" + "---:|" * len(METRICS)]
-        for name in first:
-            cells = [spread([run["results"][name][key] for run in runs]) for key in METRICS]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
+        rows = [
+            [name, *(spread([run["results"][name][key] for run in runs]) for key in METRICS)]
+            for name in first
+        ]
+        lines += [*table(["answered by", *METRICS.values()], rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -127,13 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     for seed in args.seeds:
         made = measure(args.log, args.data_dir or f"data/{args.log}", seed)
-        report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"logs": {}}
-        report["what"] = " ".join(__doc__.split("\n\n", 1)[1].split())
-        runs = [one for one in report["logs"].get(args.log, []) if one["seed"] != seed]
-        report["logs"][args.log] = sorted([*runs, made], key=lambda one: one["seed"])
-        RESULTS.write_text(json.dumps(report, indent=1))
-        RESULTS.with_suffix(".md").write_text(markdown(report))
-        print(json.dumps(made, indent=1), flush=True)
+        add_run(RESULTS, args.log, made, what_is_measured(__doc__), markdown)
 
 
 if __name__ == "__main__":

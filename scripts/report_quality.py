@@ -10,11 +10,11 @@ from statistics import mean, stdev
 
 import numpy as np
 from peer_lists import LISTS, read_lists, score_lists
+from result_pages import TITLES, cell
 
 from modeling_implicitrec import paired_bootstrap
 
 OURS = "implicitrec"
-TITLES = {"all": "repeats allowed", "new": "new items only"}
 SHOWN = ("ndcg@10", "hit_rate@10", "recall@10")
 MEASURE = "ndcg@10"
 
@@ -155,10 +155,6 @@ def curve_table(models: dict[str, dict]) -> list[str]:
             there = f"{ahead[0]:.0f}" if ahead and name != OURS else ""
             lines.append(f"| {name} | {points} | {there} |")
     return lines
-
-
-def cell(value: dict) -> str:
-    return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if value["std"] else "")
 
 
 def draw(report: dict, target: Path) -> None:

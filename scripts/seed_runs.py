@@ -18,6 +18,8 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     cooccurrence_table,
+    evaluate,
+    fit_baselines,
     load_sequences,
 )
 
@@ -54,10 +56,8 @@ def new_model(log: Log, train: Dataset, seed: int, **settings: Any) -> ImplicitR
     sizes = {"vocab_size": known.vocab_size, "num_event_types": known.num_event_types}
     config = ImplicitRecConfig(**sizes | settings)
     model = ImplicitRecForScoring(config)
-    counts = np.bincount(
-        np.concatenate([np.asarray(row) for row in train["input_ids"]]).astype(np.int64),
-        minlength=config.vocab_size,
-    )
+    tokens = np.concatenate([np.asarray(row) for row in train["input_ids"]]).astype(np.int64)
+    counts = np.bincount(tokens, minlength=config.vocab_size)
     model.fit_item_counts(counts)
     if config.num_cooccurrences:
         size, neighbours = config.vocab_size, config.num_cooccurrences
@@ -97,6 +97,25 @@ def learn(
     return time.process_time() - started
 
 
+def ndcg(scorer: Any, log: Log, rows: Dataset, *, repeats: bool = False) -> np.ndarray:
+    """NDCG@10 of each person, of all items or of those that are new to them."""
+    result = evaluate(
+        scorer,
+        rows,
+        seen="keep" if repeats else "exclude",
+        target_filter="all" if repeats else "new",
+        num_items=log.processor.vocab_size - 1,
+        progress=False,
+    )
+    return result.per_user["ndcg@10"]
+
+
+def floors(log: Log) -> list:
+    """The baselines of a study."""
+    names = ("popularity", "cooccurrence", "item_knn")
+    return fit_baselines(names, log.splits["train"], log.processor.vocab_size)
+
+
 def difference(ours: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict[str, float]:
     """Mean of a paired difference and its standard error, over the same users and seeds.
 
@@ -113,12 +132,6 @@ def difference(ours: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict
     return {"mean": float(gaps.mean()), "error": float(np.hypot(users, seeds))}
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds, four decimals."""
-    mean = f"{np.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.4f}"
-
-
 def kept(path: Path, make: Callable[[], dict]) -> dict:
     """What a run found: from its file where it has one, else made and written, whole or not at all."""
     if not path.exists():
@@ -128,21 +141,3 @@ def kept(path: Path, make: Callable[[], dict]) -> dict:
         partial.rename(path)
         print(f"{path.parent.name}: {path.stem}", flush=True)
     return json.loads(path.read_text())
-
-
-def what_is_measured(doc: str | None, before: str) -> str:
-    """A script's own words after its first sentence, up to where it speaks of its files."""
-    return " ".join((doc or "").split("\n\n", 1)[1].split()).split(before)[0]
-
-
-def write_page(target: Path, report: dict, lines: Sequence[str]) -> None:
-    """`<target>.json` and the page `<target>.md`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    target.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n")
-    print("\n".join(lines))
-
-
-def signed(gap: dict[str, float]) -> str:
-    """A difference with its standard error."""
-    return f"{gap['mean']:+.4f} ± {gap['error']:.4f}"

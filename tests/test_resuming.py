@@ -11,23 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
-from modeling_implicitrec import (
-    ImplicitRecProcessor,
-    build_sequences,
-    encode_splits,
-    last_checkpoint,
-    leave_last_out,
-    load_events,
-    resume_point,
-    save_sequences,
-    training_columns,
-)
+from modeling_implicitrec import last_checkpoint, resume_point
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # where scripts find each other
+
+from measure_resume import ResumeArguments, prepare  # noqa: E402
+
 OPTIONS = {
     "model": "{hidden_size: 16, hidden_dropout_prob: 0.2, num_cooccurrences: 4}",
     "max_steps": 24,  # one epoch and a half
@@ -45,21 +38,8 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A small log, prepared."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    size = 2000
-    log = Dataset.from_dict(
-        {
-            "user_id": generator.integers(0, 120, size),
-            "item_id": generator.integers(0, 30, size),
-            "timestamp": 1_600_000_000 + 60 * generator.integers(0, 50_000, size),
-        }
-    )
-    splits = leave_last_out(build_sequences(load_events(log)))
-    processor = ImplicitRecProcessor.fit(training_columns(splits["train"]))
-    save_sequences(encode_splits(splits, processor), folder / "sequences")
-    processor.save_pretrained(folder / "processor")
-    return folder
+    folder = tmp_path_factory.mktemp("resuming")
+    return prepare(ResumeArguments(users=120, items=30, work_dir=folder))
 
 
 def start(data: Path, output: Path, **more) -> subprocess.Popen:
