@@ -92,17 +92,7 @@ def main() -> None:
     if Path(args.model).is_dir():
         write_results(args, results)
         if args.split == "test":
-            report = read_json(Path(args.data_dir) / "cleaning_report.json")
-            private = "differential privacy" in training  # its numbers would have no noise
-            card = write_model_card(
-                args.model,
-                model=model,
-                processor=processor,
-                results=results,
-                data_report=None if private else report,
-                training={"users": len(train), **training},
-            )
-            print(f"\nmodel card: {card}")
+            write_card(args, model, processor, results, {"users": len(train), **training})
         if args.push_to_hub:
             print(f"pushed to {push_checkpoint(args.model, args.hub_model_id).commit_url}")
 
@@ -149,6 +139,20 @@ def write_results(args: EvaluateArguments, results: dict) -> None:
     target = Path(args.model) / f"results_{args.split}.json"
     target.with_suffix(".partial").write_text(json.dumps(results, indent=2))
     os.replace(target.with_suffix(".partial"), target)
+
+
+def write_card(args: EvaluateArguments, model, processor, results: dict, training: dict) -> None:
+    report = read_json(Path(args.data_dir) / "cleaning_report.json")
+    private = "differential privacy" in training  # its numbers would have no noise
+    card = write_model_card(
+        args.model,
+        model=model,
+        processor=processor,
+        results=results,
+        data_report=None if private else report,
+        training=training,
+    )
+    print(f"\nmodel card: {card}")
 
 
 def by_length(
