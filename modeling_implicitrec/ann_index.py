@@ -1,6 +1,5 @@
 """Approximate item indexes by faiss (extra `retrieval`), saved beside the checkpoint they belong to."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .integrity_implicitrec import file_sha256
 from .modeling_implicitrec import ImplicitRecForScoring
 from .retrieval import item_vectors, table_fingerprint
 
@@ -87,7 +87,9 @@ class AnnIndex:
             fresh = Path(staging) / path.name
             faiss.write_index(self.index, str(fresh))
             described = fresh.with_suffix(".json")
-            described.write_text(json.dumps(self.made | {"file_sha256": _sha256(fresh)}, indent=2))
+            described.write_text(
+                json.dumps(self.made | {"file_sha256": file_sha256(fresh)}, indent=2)
+            )
             os.replace(fresh, path)
             os.replace(described, path.with_suffix(".json"))
         return path
@@ -104,7 +106,7 @@ class AnnIndex:
         """
         path = Path(folder) / f"item_index_{kind}.faiss"
         made = json.loads(path.with_suffix(".json").read_text())
-        if made.pop("file_sha256") != _sha256(path):
+        if made.pop("file_sha256") != file_sha256(path):
             raise ValueError(f"{path.name} is not the file that {path.stem}.json describes")
         if made["table_sha256"] != table_fingerprint(model):
             raise ValueError(
@@ -143,8 +145,3 @@ def _ivfpq(vectors: np.ndarray, seed: int) -> Any:
     chosen = np.random.default_rng(seed).permutation(items)[: max(lists * SAMPLES_PER_LIST, 50_000)]
     index.train(vectors[chosen])
     return index
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .engine import sql_name, sql_text
 from .source_files import hide_secrets, scheme_of
 
 DATABASES = ("duckdb", "sqlite", "postgresql", "postgres")
@@ -71,21 +72,13 @@ def _find_table(name: str, tables: list[tuple[str, str]], usual: str, shown: str
     raise ValueError(f"{shown} {problem}; the tables are {sorted(names)}")
 
 
-def _quoted(*names: str) -> str:
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 # DuckDB
 
 
 def _read_duckdb(
     connection: ibis.BaseBackend, path: str, name: str, shown: str, choose: Choose
 ) -> ibis.Table:
-    connection.con.execute(f"ATTACH {_text(path)} AS source_database (READ_ONLY)")
+    connection.con.execute(f"ATTACH {sql_text(path)} AS source_database (READ_ONLY)")
     tables = connection.con.execute(
         "SELECT table_schema, table_name FROM information_schema.tables "
         "WHERE table_catalog = 'source_database'"
@@ -106,10 +99,10 @@ def _read_sqlite(
         listed = "SELECT name, type = 'table' AND sql NOT LIKE '%WITHOUT ROWID%' FROM sqlite_master"
         rows = database.execute(f"{listed} WHERE type IN ('table', 'view')").fetchall()
         _, table = _find_table(name, [("main", row[0]) for row in rows], "main", shown)
-        source = _quoted(table)
+        source = sql_name(table)
         columns = [row[1] for row in database.execute(f"PRAGMA table_info({source})")]
         wanted = choose(columns)
-        names = [_quoted(column) for column in wanted]
+        names = [sql_name(column) for column in wanted]
         # Any value may be of any type there, whatever the column was declared to be.
         kinds = ", ".join(f"group_concat(DISTINCT typeof({column}))" for column in names)
         found = database.execute(f"SELECT {kinds} FROM {source}").fetchone()
@@ -184,8 +177,8 @@ def _read_postgres(
         # Not `from error`: a connection's own words may hold what it was called with.
         raise ValueError(f"could not read {shown}: {_without(server, str(error))}") from None
     dialect = "auto_detect = false, header = false, delim = ',', quote = '\"', escape = '\"'"
-    columns = ", ".join(f"{_text(column)}: '{kind}'" for column, kind in types.items())
-    query = f"FROM read_csv({_text(path)}, {dialect}, columns = {{{columns}}})"
+    columns = ", ".join(f"{sql_text(column)}: '{kind}'" for column, kind in types.items())
+    query = f"FROM read_csv({sql_text(path)}, {dialect}, columns = {{{columns}}})"
     connection.con.execute(f"CREATE TEMP VIEW source_table AS {query}")
     return connection.table("source_table")
 
@@ -196,14 +189,14 @@ def _copy_postgres(
     """Stream the columns into a CSV file: the server never holds them, nor does this process."""
     tables = database.execute(POSTGRES_TABLES).fetchall()
     usual = database.execute("SELECT current_schema()").fetchone()[0]
-    source = _quoted(*_find_table(name, tables, usual, shown))
+    source = sql_name(*_find_table(name, tables, usual, shown))
     kinds = {row[0]: row[1:] for row in database.execute(POSTGRES_COLUMNS, [source])}
     wanted = choose(list(kinds))
     for column in wanted:
         kind, category = kinds[column]
         if category in "AC" or kind == "bytea":
             raise ValueError(f"{shown}, column {column!r} must hold plain values, got {kind}")
-    names = ", ".join(map(_quoted, wanted))
+    names = ", ".join(map(sql_name, wanted))
     copied = f"COPY (SELECT {names} FROM {source}) TO STDOUT (FORMAT csv)"
     with open(path, "wb") as file, database.cursor() as cursor, cursor.copy(copied) as copy:
         for block in copy:

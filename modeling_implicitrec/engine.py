@@ -21,6 +21,16 @@ FLUSH_ROWS = 4_000_000  # that a partitioned write may hold in memory, over all 
 WRITING = "FORMAT parquet, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 256"  # soon read, once
 
 
+def sql_name(*names: str) -> str:
+    """A name, of several parts if need be, as SQL has it."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def sql_text(value: str) -> str:
+    """A string as SQL has it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
 class DuckDBEngine:
     """An embedded DuckDB that spills to its folder and works through the users in buckets.
 
@@ -112,7 +122,7 @@ class DuckDBEngine:
         """
         same = "user_id = lag(user_id) OVER ()"
         before = [f"CASE WHEN {same} THEN lag({c}) OVER () END AS previous_{c}" for c in columns]
-        keys = ", ".join(["user_id", *map(_quoted, order)])
+        keys = ", ".join(["user_id", *map(sql_name, order)])
         query = (
             f"SELECT *, row_number() OVER () AS place, {', '.join(before)} "
             f"FROM (SELECT * FROM ({self.sql(table)}) ORDER BY {keys})"
@@ -167,10 +177,6 @@ class DuckDBEngine:
                 bar.update(max(0.0, min(share, 100) - bar.n))
         if failed:
             raise failed[0]
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"'
 
 
 class SparkEngine:

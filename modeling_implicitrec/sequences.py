@@ -12,17 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from .events import Events
 from .shards import read_batches, write_arrow
+from .weights_implicitrec import COLUMNS
 
-# The list column of each event column, in this order.
-LISTS = {
-    "item_id": "item_ids",
-    "timestamp": "timestamps",
-    "event_type": "event_types",
-    "duration": "durations",
-    "item_duration": "item_durations",
-    "count": "counts",
-    "platform": "platforms",
-}
 TARGETS = {name: f"target_{name}" for name in ("item_ids", "event_types", "timestamps", "counts")}
 Bounds = tuple[np.ndarray, np.ndarray]
 
@@ -39,7 +30,7 @@ def build_sequences(events: Events, *, path: str | Path | None = None) -> Datase
         path: the Arrow stream file to write, whole or not at all; when None, a temporary file that
             goes when the process ends.
     """
-    names = {old: new for old, new in LISTS.items() if old in events.columns}
+    names = {old: new for old, new in COLUMNS.items() if old in events.columns}
     parts = (
         rows
         for shard in events.shards()

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from .engine import sql_name, sql_text
 from .source_files import hide_secrets, partitions_of
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -70,7 +71,7 @@ class LogFiles:
 
     def create_view(self, name: str) -> None:
         """Make a view of the wanted columns of all files, one file after the other."""
-        columns = ", ".join(map(_quoted, self.types))
+        columns = ", ".join(map(sql_name, self.types))
         readers, number = self._readers(self.schemas), ""
         if self.kind == "Parquet":  # it knows its rows: counting them would be one thread's work
             self._counts = self._row_counts()
@@ -182,7 +183,9 @@ class LogFiles:
         reader = self._readers([schema])[0]
         own = [column for column in self.types if column in schema.columns]
         try:
-            self._rows(f"SELECT {', '.join(f'max({_quoted(name)})' for name in own)} FROM {reader}")
+            self._rows(
+                f"SELECT {', '.join(f'max({sql_name(name)})' for name in own)} FROM {reader}"
+            )
         except duckdb.Error as error:
             return _first_words(error)
         return ""
@@ -200,14 +203,14 @@ class LogFiles:
             return [f"read_parquet({_listed(_paths(schemas))}, {_joined(options)})"]
         if self.kind == "JSON lines":
             types = {c: t for c, t in self.types.items() if any(c in s.columns for s in schemas)}
-            columns = ", ".join(f"{_text(column)}: '{kind}'" for column, kind in types.items())
+            columns = ", ".join(f"{sql_text(column)}: '{kind}'" for column, kind in types.items())
             options += [JSON_LINES, f"columns = {{{columns}}}"]
             return [f"read_json({_listed(_paths(schemas))}, {_joined(options)})"]
         readers = []
         for (_names, delimiter), alike in groupby(
             schemas, lambda schema: (tuple(schema.columns), schema.delimiter)
         ):
-            delim = f"delim = {_text(delimiter)}"
+            delim = f"delim = {sql_text(delimiter)}"
             readers += [f"read_csv({_listed(_paths(alike))}, {_joined([*options, delim])})"]
         return readers
 
@@ -256,7 +259,7 @@ class LogFiles:
         if self.kind == "JSON lines":
             return True
         reader = self._readers([schema])[0]
-        return bool(self._rows(f"SELECT count({_quoted(column)}) > 0 FROM {reader}")[0][0])
+        return bool(self._rows(f"SELECT count({sql_name(column)}) > 0 FROM {reader}")[0][0])
 
     def _describe(self, reader: str) -> dict[str, str]:
         return {row[0]: row[1] for row in self._rows(f"DESCRIBE SELECT * FROM {reader}")}
@@ -302,19 +305,11 @@ def _paths(schemas: Iterable[FileSchema]) -> list[str]:
 
 def _listed(paths: list[str]) -> str:
     """Paths for DuckDB, which would take a bracket in one for a pattern."""
-    return f"[{', '.join(_text(glob.escape(path)) for path in paths)}]"
+    return f"[{', '.join(sql_text(glob.escape(path)) for path in paths)}]"
 
 
 def _joined(options: list[str]) -> str:
     return ", ".join(options)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _first_words(error: Exception) -> str:
