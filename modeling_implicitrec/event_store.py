@@ -105,9 +105,8 @@ def append_events(
     manifest = _manifest(folder)
     old = _engine(folder, manifest, memory_limit)
     made = _made(manifest)
-    new = open_duckdb(
-        memory_limit, folder, buckets=manifest["buckets"]
-    )  # whose files can be linked
+    # In the same folder, so that files can be linked.
+    new = open_duckdb(memory_limit, folder, buckets=manifest["buckets"])
     logs = by_platform(source)
     chosen = [_origin(made, platform) for platform in logs]
     staged = stage_logs(

@@ -204,9 +204,8 @@ class _EvidenceBias:
     """`[heads, size]`, the attention bias of the last event to all."""
 
     def __init__(self, bias: Any) -> None:
-        self.position = as_array(bias.position.weight)[
-            ::-1
-        ].T.copy()  # [heads, longest], far to near
+        # [heads, longest], far to near
+        self.position = as_array(bias.position.weight)[::-1].T.copy()
         self.time = as_array(bias.time.weight).T.copy()  # [heads, buckets]
         self.beta = 1 + SCALAR_STEP * as_array(bias.beta)[:, None]
 

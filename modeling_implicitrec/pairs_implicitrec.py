@@ -6,10 +6,9 @@ from torch import Tensor
 WINDOW = 20  # events that a pair may be apart
 GAP_POWER = 0.5  # p of the count `1 / gap^p` of a pair
 BACKWARD = 0.3  # what a pair counts against the order of time: b came before a
-SOURCE_POWER = (
-    0.5  # of the frequency of an item that a count is divided by, where it leads to others
-)
-TARGET_POWER = 0.25  # and where others lead to it
+# Of the frequency of an item that a count is divided by: where it leads to others, and they to it.
+SOURCE_POWER = 0.5
+TARGET_POWER = 0.25
 
 
 def pair_counts(places: int, like: Tensor) -> Tensor:
