@@ -1,7 +1,8 @@
 """What a scoring model is told of its items: counts, co-occurrences, content, and items that are new."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +11,7 @@ from .content_implicitrec import ItemEmbedding
 from .head_implicitrec import ItemHead
 from .pairs_implicitrec import relative_frequency
 
+Array: TypeAlias = Tensor | np.ndarray
 BLOCK = 1024  # new items compared with all others at one time
 NEAREST = 10
 
@@ -80,7 +82,7 @@ class CatalogueMixin:
     item_frequency: Tensor
 
     @torch.no_grad()
-    def fit_item_counts(self, item_counts: Tensor) -> None:
+    def fit_item_counts(self, item_counts: Array) -> None:
         """Start the item bias at the log of popularity, and correct sampled losses by it.
 
         Args:
@@ -92,7 +94,7 @@ class CatalogueMixin:
 
     @torch.no_grad()
     def fit_cooccurrences(
-        self, items: Tensor, counts: Tensor, folds: tuple[Tensor, Tensor] | None = None
+        self, items: Array, counts: Array, folds: tuple[Array, Array] | None = None
     ) -> None:
         """Store the table of the co-occurrence prior.
 

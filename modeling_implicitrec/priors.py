@@ -1,7 +1,6 @@
 """What a model is told before it learns: how often items were had, and which of them together."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -61,15 +60,17 @@ def fit_priors(
     model.fit_item_counts(counts)
     if not config.num_cooccurrences:
         return
-    sizes = {"vocab_size": config.vocab_size, "neighbours": config.num_cooccurrences}
     if source not in ("sequence", "ease"):
         raise ValueError(f"source must be 'sequence' or 'ease', got {source!r}")
     if weighted and folds < 2:
         raise ValueError(f"weighted pairs need folds of at least 2, got {folds}")
-    if source == "ease":
-        table = partial(ease_table, **sizes, target_days=recent_days)
-    else:
-        table = partial(cooccurrence_table, **sizes, item_counts=counts, weighted=weighted)
+
+    def table(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        sizes = (config.vocab_size, config.num_cooccurrences)
+        if source == "ease":
+            return ease_table(rows, *sizes, target_days=recent_days)
+        return cooccurrence_table(rows, *sizes, item_counts=counts, weighted=weighted)
+
     others = fold_tables(table, train, folds) if folds else None
     model.fit_cooccurrences(*table(train), folds=others)
 
