@@ -122,16 +122,17 @@ def problems(found: dict[str, Distribution]) -> list[str]:
 
 
 def completed(bill: dict, found: dict[str, Distribution]) -> dict:
-    """An SBOM of what is needed alone, without pip, in which no component lacks a licence that it names.
+    """An SBOM of what is needed alone, without pip, each component with its licences by SPDX names.
 
-    CycloneDX leaves out what metadata says in words of its own.
+    CycloneDX leaves out what metadata says in words of its own, or repeats the words.
     """
     spdx = PERMISSIVE | set(EXCEPTIONS.values())
     needed = [one for one in bill["components"] if canonical(one["name"]) in found]
     for one in needed:
         names = sorted(licences(found[canonical(one["name"])].metadata))
-        told = [{"license": {"id" if name in spdx else "name": name}} for name in names]
-        one["licenses"] = one.get("licenses") or told
+        given = one.get("licenses", [])
+        if not any("expression" in told or "id" in told["license"] for told in given):
+            one["licenses"] = [{"license": {"id" if n in spdx else "name": n}} for n in names]
     refs = {one["bom-ref"] for one in [*needed, bill["metadata"]["component"]]}
     links = [
         {"ref": link["ref"], "dependsOn": [ref for ref in link.get("dependsOn", []) if ref in refs]}

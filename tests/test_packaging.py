@@ -83,7 +83,8 @@ def test_a_licence_that_is_copyleft_or_unknown_is_found(expression, wrong):
 def test_a_list_of_parts_names_each_licence_and_nothing_that_is_not_needed():
     found = LICENCES["needed"]("implicitrec", set())
     told = [{"license": {"id": "BSD-3-Clause"}}]
-    parts = {"transformers": None, "numpy": told, "pip": told}
+    words = [{"license": {"name": "License :: OSI Approved :: Apache Software License"}}]
+    parts = {"transformers": None, "datasets": words, "numpy": told, "pip": told}
     bill = {
         "metadata": {"component": {"bom-ref": "root"}},
         "components": [
@@ -98,7 +99,8 @@ def test_a_list_of_parts_names_each_licence_and_nothing_that_is_not_needed():
     }
     made = LICENCES["completed"](bill, found)
     licences = {one["name"]: one["licenses"] for one in made["components"]}
-    assert licences == {"transformers": [{"license": {"id": "Apache-2.0"}}], "numpy": told}
+    ours = [{"license": {"id": "Apache-2.0"}}]
+    assert licences == {"transformers": ours, "datasets": ours, "numpy": told}
     assert made["dependencies"] == [
         {"ref": "root", "dependsOn": ["numpy==1"]},
         {"ref": "numpy==1", "dependsOn": []},
