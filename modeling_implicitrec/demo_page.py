@@ -30,7 +30,7 @@ class Page:
         self.has_counts = processor.use_counts
         self.has_durations = bool(processor.duration_quantiles or processor.mean_completion)
         names = {token: showcase.name(int(token)) for token in showcase.popularity[:MAP_ITEMS]}
-        self.items = [(f"{name}", int(token)) for token, name in names.items()]
+        self.items = [(name, int(token)) for token, name in names.items()]
 
     def start(self, user: str) -> list[Event]:
         return [dict(event) for event in self.show.histories.get(user, [])]

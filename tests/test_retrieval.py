@@ -1,7 +1,5 @@
 """Retrieval finds what the whole catalogue's scores would, indexes belong to a model, lists obey rules."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -155,11 +153,9 @@ def test_an_ann_index_is_saved_and_belongs_to_its_model(kind, least, model, batc
     assert (loaded.search(states, 10)[0] == found).all()
     with pytest.raises(ValueError, match="other item embeddings"):
         ann.AnnIndex.load(tmp_path, make_model(seed=1), kind)
-    told = json.loads(path.with_suffix(".json").read_text())
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    if told["file_sha256"] != ann._sha256(path):
-        with pytest.raises(ValueError, match="is not the file"):
-            ann.AnnIndex.load(tmp_path, model, kind)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="is not the file"):
+        ann.AnnIndex.load(tmp_path, model, kind)
     with pytest.raises(ValueError, match="kind must be"):
         ann.AnnIndex.build(model, "tree")
 
