@@ -13,23 +13,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from written_logs import COUNTED, small_log
 
 from modeling_implicitrec.cleaning import CleaningOptions
 from modeling_implicitrec.cleaning_report import CleaningReport
 from modeling_implicitrec.events import EventSchema, load_events
-
-COUNTED = EventSchema(count="count")
-
-
-def small_log() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "user_id": [2, 1, 1, 2],
-            "item_id": ["b", "a", "c", "a"],
-            "timestamp": [10, 20, 30, 40],
-            "count": [1.0, 2.0, 3.0, 4.0],
-        }
-    )
 
 
 def dirty_log() -> pa.Table:
