@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .next_items import Events, draw_next
+from .next_items import FlatEvents, draw_next
 from .weights_implicitrec import collapse
 
 INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
@@ -160,7 +160,7 @@ class DataCollatorForNextItem:
 
     def _with_labels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Events and their labels, a part of at most `max_length` of each row."""
-        events = Events.of(rows, [name for name in INPUTS if name in rows[0]])
+        events = FlatEvents.of(rows, [name for name in INPUTS if name in rows[0]])
         columns, row = dict(events.columns), events.row
         wanted = self._wanted(columns)
         refused = self._of_types(columns, self.negative_event_type_ids)
@@ -189,7 +189,7 @@ class DataCollatorForNextItem:
         }
 
     def _draw(
-        self, rows: Sequence[Mapping[str, Any]], events: Events, choices: Sequence[np.ndarray]
+        self, rows: Sequence[Mapping[str, Any]], events: FlatEvents, choices: Sequence[np.ndarray]
     ) -> tuple[list, np.ndarray]:
         """For each mask of choices a chance of every event, and where each row is cut."""
         some = [np.bincount(events.row[mask], minlength=len(rows)) > 0 for mask in choices]

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Events:
+class FlatEvents:
     """The events of several histories end to end.
 
     Args:
@@ -19,7 +19,7 @@ class Events:
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence, names: Sequence[str]) -> "Events":
+    def of(cls, rows: Sequence, names: Sequence[str]) -> "FlatEvents":
         """Of rows of a mapping of columns."""
         sizes = np.array([len(row["input_ids"]) for row in rows])
         columns = {name: np.concatenate([row[name] for row in rows]) for name in names}
@@ -46,7 +46,7 @@ class Events:
 
 
 def draw_next(
-    events: Events, wanted: np.ndarray, chance: np.ndarray, horizon: float
+    events: FlatEvents, wanted: np.ndarray, chance: np.ndarray, horizon: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each event's label and that label's weight (1 without weights): a wanted event that follows, or -100.
 

@@ -65,7 +65,7 @@ class Catalogue:
         table = pq.read_table(path).to_pydict()
         if "item_id" not in table:
             raise ValueError(f"{path}: expected a column item_id, got {sorted(table)}")
-        tokens = encode_texts(processor, map(str, table["item_id"]))
+        tokens = encode_written_ids(processor, map(str, table["item_id"]))
         known = np.flatnonzero(tokens > 0)
         own = tokens[known]
         if "name" in table:
@@ -143,7 +143,7 @@ class ServingModel:
     ) -> list[float | None]:
         """The score of each item after a history, None for an unknown one."""
         (user,), head = self._users([history]), self.retriever.head
-        tokens = encode_texts(self.processor, items)
+        tokens = encode_written_ids(self.processor, items)
         candidates, places = np.unique(np.maximum(tokens, 0), return_inverse=True)
         scores = head.scores(user.state, head.counts(self.body.past(user)), candidates)[places]
         return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
@@ -161,7 +161,7 @@ class ServingModel:
 
     def step(self, user: LiveUser, event: Mapping[str, Any]) -> int | None:
         """Take an event in; its token, 0 for an unknown item, None where a step is not enough."""
-        if not encode_texts(self.processor, [str(event["item_id"])])[0] > 0:
+        if not encode_written_ids(self.processor, [str(event["item_id"])])[0] > 0:
             return 0
         numbers = {n: v[0, 0].item() for n, v in self.inputs([[event]]).items()}
         del numbers["attention_mask"]
@@ -182,7 +182,7 @@ class ServingModel:
             max_length: events of each, the latest; by default what the model takes.
         """
         texts = [[str(event["item_id"]) for event in history] for history in histories]
-        known = [encode_texts(self.processor, items) > 0 for items in texts]
+        known = [encode_written_ids(self.processor, items) > 0 for items in texts]
         kept = [
             [
                 {**event, "item_id": self._id(item)}
@@ -204,7 +204,7 @@ class ServingModel:
 
     def known_tokens(self, items: Sequence[str]) -> list[int]:
         """The tokens of those items that the model knows, written as text."""
-        tokens = encode_texts(self.processor, items)
+        tokens = encode_written_ids(self.processor, items)
         return tokens[tokens > 0].tolist()
 
     def _id(self, text: str) -> str | int:
@@ -231,7 +231,7 @@ def latest_window(events: int, limit: int) -> int:
     return events - -(-max(0, events - limit) // stride) * stride
 
 
-def encode_texts(processor: ImplicitRecProcessor, items: Any) -> np.ndarray:
+def encode_written_ids(processor: ImplicitRecProcessor, items: Any) -> np.ndarray:
     """Tokens of item ids that are written as text, whatever their type in the vocabulary."""
     texts = list(items)
     if processor.vocabulary.of_strings:
