@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .matrices import INPUTS
 from .next_items import FlatEvents, draw_next
 from .weights_implicitrec import collapse
 
-INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
 FLOATS = ("input_weights", "label_weights")
 
 

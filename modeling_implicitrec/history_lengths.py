@@ -6,9 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from .baselines import Scorer
-from .collation import INPUTS
 from .evaluation import EvaluationResult, TargetFilter, evaluate
-from .matrices import Row
+from .matrices import INPUTS, Row
 from .ranking import Seen
 
 

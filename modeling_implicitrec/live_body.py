@@ -9,10 +9,10 @@ from torch import Tensor
 from .head_implicitrec import SCALAR_STEP
 from .layers_implicitrec import AttentionMixer, ConvolutionMixer, GRUMixer, ImplicitRecBlock
 from .live_head import Past, as_array, log_buckets
+from .matrices import INPUTS
 from .modeling_implicitrec import ImplicitRecForScoring
 from .state_implicitrec import UserState, extend_columns, latest_events
 
-COLUMNS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
 MORE = 16  # events that there is room for at least when there is none left
 
 
@@ -32,7 +32,7 @@ class LiveUser:
         self.timed = "timestamps" in state.events
         room = state.events["input_ids"].shape[1]
         none = torch.zeros(1, room, dtype=torch.long)
-        self.columns = {name: state.events.get(name, none)[0].numpy().copy() for name in COLUMNS}
+        self.columns = {name: state.events.get(name, none)[0].numpy().copy() for name in INPUTS}
         self.columns["log_weights"] = np.log(self.columns["input_weights"].clip(1e-9))
         self.memories = [[part[0].numpy().copy() for part in memory] for memory in state.memories]
         self.state = centred.numpy().copy()
@@ -136,7 +136,7 @@ class LiveBody:
         """
         if self.step(user, **event):
             return user
-        held = {name: torch.from_numpy(user.held(name).copy())[None] for name in COLUMNS}
+        held = {name: torch.from_numpy(user.held(name).copy())[None] for name in INPUTS}
         if not user.timed:
             del held["timestamps"]
         new = {"input_weights": torch.ones(1, 1)}

@@ -12,7 +12,8 @@ from scipy import sparse
 Row = dict[str, Any]
 Rows: TypeAlias = Sequence[Row] | Dataset
 
-EVENT_COLUMNS = ("input_ids", "input_weights", "event_type_ids", "timestamps", "platform_ids")
+# The columns of an encoded row that have a value for each event: inputs of a model.
+INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -80,7 +81,7 @@ def positive_events(rows: Rows, negative_event_type_ids: Sequence[int]) -> Rows:
     sizes = np.concatenate([[0], np.cumsum(kept)])[ends]
     table = rows.with_format("arrow")[:]
     columns = {name: table[name] for name in table.column_names}
-    for name in set(EVENT_COLUMNS) & set(columns):
+    for name in set(INPUTS) & set(columns):
         values = pc.list_flatten(columns[name]).combine_chunks().filter(pa.array(kept))
         columns[name] = pa.LargeListArray.from_arrays(pa.array(sizes, pa.int64()), values)
     columns["length"] = pa.array(np.diff(sizes))
@@ -88,7 +89,7 @@ def positive_events(rows: Rows, negative_event_type_ids: Sequence[int]) -> Rows:
 
 
 def _kept_events(row: Row, kept: np.ndarray) -> Row:
-    lists = {n: [v for v, k in zip(row[n], kept) if k] for n in EVENT_COLUMNS if n in row}
+    lists = {n: [v for v, k in zip(row[n], kept) if k] for n in INPUTS if n in row}
     return {**row, **lists}
 
 

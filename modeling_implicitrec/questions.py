@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch.utils import data
 
-from .collation import INPUTS, DataCollatorForNextItem
+from .collation import DataCollatorForNextItem
+from .matrices import INPUTS
 from .metrics import auc, average_precision, calibration_error, log_loss
 from .rows import Row, SequenceRows
 
