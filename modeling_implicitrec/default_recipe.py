@@ -162,19 +162,21 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
     sparse = log.events_an_item < 15
-    # Not tried beside EASE.
-    first = (
-        []
-        if ease
-        else [Choice("prior_steps", max(PRIOR_STEPS, steps), "before histories are known by heart")]
-    )
+    decay = (0.5 if ease else 1.0) if sparse else 0.01
+    density = f"{log.events_an_item:.3g} events an item"
+    prior = []
+    if not ease:  # where it was not tried
+        first = max(PRIOR_STEPS, steps)
+        prior.append(Choice("prior_steps", first, "before histories are known by heart"))
+        if sparse:
+            prior.append(Choice("prior_dropout", 0.5, density))
     return [
-        *first,
+        *prior,
         Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
         Choice("per_device_train_batch_size", batch, f"about {log.labels_a_user:.3g} labels each"),
         Choice("learning_rate", 0.002 if ease else 0.001, "Adam's usual one, for this width"),
         Choice("warmup_steps", warmup, "a tenth of all, at most 200"),
-        Choice("weight_decay", 0.5 if sparse else 0.01, f"{log.events_an_item:.3g} events an item"),
+        Choice("weight_decay", decay, density),
     ]
 
 

@@ -49,6 +49,8 @@ class EvaluationResult:
         per_user: `[num_users]` arrays by report key, in the order of the evaluated rows.
         num_users: users that had a target.
         user_rows: `[num_users]` positions of the evaluated rows, to pair two results by.
+        num_targets: held-out items of these users.
+        num_unknown: those among them that the vocabulary does not have: no list can hold them.
     """
 
     metrics: dict[str, float]
@@ -56,13 +58,17 @@ class EvaluationResult:
     per_user: dict[str, np.ndarray]
     num_users: int
     user_rows: np.ndarray
+    num_targets: int
+    num_unknown: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Metrics, intervals and number of users as plain JSON values."""
+        """Metrics, intervals and numbers of users and targets as plain JSON values."""
         return {
             "metrics": dict(self.metrics),
             "intervals": {key: list(pair) for key, pair in self.intervals.items()},
             "num_users": self.num_users,
+            "num_targets": self.num_targets,
+            "num_unknown": self.num_unknown,
         }
 
     def by_group(self, groups: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -141,7 +147,16 @@ def evaluate(
         if item_counts is not None:
             metrics[f"novelty@{k}"] = novelty_at_k(ranked, item_counts, k=k)
     intervals = {key: list(bound[1:]) for key, bound in bounds.items()}
-    return EvaluationResult(metrics, intervals, per_user, len(kept), np.array(kept))
+    unknown = sum(int((tokens < 0).sum()) for tokens in targets)
+    return EvaluationResult(
+        metrics,
+        intervals,
+        per_user,
+        num_users=len(kept),
+        user_rows=np.array(kept),
+        num_targets=int(num_relevant.sum()),
+        num_unknown=unknown,
+    )
 
 
 def _check_options(ks: Sequence[int], seen: Seen, target_filter: TargetFilter) -> None:

@@ -97,6 +97,7 @@ class CooccurrencePrior(nn.Module):
         shape = (config.vocab_size, config.num_cooccurrences)
         self.context = config.cooccurrence_context
         self.gap_power = config.cooccurrence_gap_power
+        self.dropout = 0.0  # share of the positions that do not see the prior while training
         self.register_buffer("items", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(shape))
         none = (0, *shape)
@@ -129,6 +130,8 @@ class CooccurrencePrior(nn.Module):
             own_ids = history["own_ids"]
             own = own_counts(own_ids, last, weight, history["item_frequency"])
             source, values = torch.cat([source, own_ids], 1), torch.cat([values, -own], 1)
+        if self.training and self.dropout:
+            values = values * (torch.rand(len(values), 1, device=values.device) >= self.dropout)
         return source, values
 
     def _table(self, history: dict[str, Tensor], last: Tensor) -> tuple[Tensor, Tensor]:

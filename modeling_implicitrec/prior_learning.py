@@ -11,13 +11,35 @@ class PriorCallback(TrainerCallback):
     The prior reads what others did, while the body comes to know the training histories by heart: from
     then on the loss of training trusts the body more, and the prior less, than new histories bear out
     (as in stacking, whose weights want predictions for cases that were not learnt from; Wolpert, 1992).
+    And where the prior explains an event, the body has nothing left to learn from it; hiding the prior at
+    a share of the positions has the body learn from every event, as it would alone.
 
     Args:
         steps: after which the numbers stay as they are.
+        dropout: from then on, the share of the positions at which the prior is not seen while training.
+
+    Raises:
+        ValueError: for a share outside [0, 1), or steps below 1.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, dropout: float = 0.0) -> None:
+        if steps < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"the prior's steps must be at least 1 and its dropout in [0, 1), got {steps}, {dropout}"
+            )
         self.steps = steps
+        self.dropout = dropout
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        prior = kwargs["model"].head.cooccurrence
+        if prior is not None:
+            prior.dropout = self.dropout if state.global_step >= self.steps else 0.0
 
     def on_pre_optimizer_step(
         self,

@@ -150,7 +150,8 @@ class LogFiles:
         schema = FileSchema(path, dict.fromkeys(split[delimiter], "VARCHAR"), delimiter)
         try:
             found = self._describe(self._readers([schema])[0])
-            problem = None if set(schema.columns) <= set(found) else "cannot tell its columns"
+            named = set(filter(None, schema.columns))  # of pandas' row numbers, which it has not
+            problem = None if named <= set(found) else "cannot tell its columns"
         except duckdb.Error as error:
             problem = _first_words(error)
         if problem and wanted <= set(schema.columns):

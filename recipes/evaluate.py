@@ -118,10 +118,14 @@ def full_ranking(
         for scorer in scorers
     }
     title = {"new": "new items only", "all": "repeats allowed"}[protocol]
-    print(f"\n{args.split}, {title}\n")
+    model = found[scorers[0].name]
+    asked = f"{model.num_users:,} people, {model.num_targets:,} held-out items"
+    if model.num_unknown:
+        share = f"{model.num_unknown / model.num_targets:.1%}"
+        asked += f", {share} of them not among the {len(item_counts) - 1:,} items and in no list"
+    print(f"\n{args.split}, {title}: {asked}\n")
     print(results_table(found, [f"{name}@{k}" for k in args.ks for name in SHOWN]), flush=True)
     results = {name: result.to_dict() for name, result in found.items()}
-    model = found[scorers[0].name]
     lengths = np.asarray(rows["length"])[model.user_rows]
     results[scorers[0].name]["groups"] = model.by_group(length_groups(lengths))
     return results

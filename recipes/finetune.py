@@ -110,6 +110,9 @@ class FinetuneArguments:
         default=0,
         metadata={"help": "the co-occurrence prior's numbers learn in these steps only; 0: in all"},
     )
+    prior_dropout: float = field(
+        default=0.0, metadata={"help": "share of positions that do not see it after prior_steps"}
+    )
     dp_epsilon: float = field(
         default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
     )
@@ -231,7 +234,7 @@ def build_trainer(args: FinetuneArguments, training, model, collator, train, val
     if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     if args.prior_steps:
-        callbacks.append(PriorCallback(args.prior_steps))
+        callbacks.append(PriorCallback(args.prior_steps, args.prior_dropout))
     optimizer = None
     if args.row_wise_optimizer:
         model.use_sparse_gradients()

@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
@@ -310,6 +311,12 @@ def push(args: PrepareArguments) -> None:
     print(f"pushed to {done.commit_url}")
 
 
+def unknown_share(rows: Dataset) -> float:
+    """The share of the held-out items that are no tokens."""
+    tokens = pc.list_flatten(rows.with_format("arrow")[:]["target_ids"])
+    return pc.mean(pc.less(tokens, 0)).as_py() or 0.0
+
+
 def main() -> None:
     (args,) = parse_arguments(PrepareArguments)
     if args.push_to_hub and not args.histories_may_leave:
@@ -341,6 +348,8 @@ def main() -> None:
     partial.rename(target)
     rows = ", ".join(f"{name} {len(part):,}" for name, part in encoded.items())
     print(f"{processor.vocab_size - 1:,} items; users: {rows}; written to {target}")
+    if share := unknown_share(encoded["test"]):
+        print(f"{share:.1%} of the test's held-out items are too new or too rare to be in a list")
     if Path(target, KEPT[0]).exists():
         print(f"next: python recipes/finetune.py {target / KEPT[0]}")
     if args.push_to_hub:

@@ -37,6 +37,7 @@ def test_few_events_an_item_want_more_regularisation():
     sparse, dense = settings(), settings(events=2_000_000)
     assert sparse["model.hidden_dropout_prob"] > dense["model.hidden_dropout_prob"]
     assert sparse["weight_decay"] > dense["weight_decay"]
+    assert "prior_dropout" in sparse and "prior_dropout" not in dense
 
 
 def test_repeats_decide_what_may_come_again():

@@ -85,6 +85,7 @@ def test_unknown_targets_lower_recall_but_never_hit() -> None:
     result = run(rows, ks=(3,), seen="exclude")
     assert result.metrics["recall@3"] == pytest.approx(1 / 3)
     assert result.metrics["hit_rate@3"] == 1 and result.metrics["precision@3"] == 1 / 3
+    assert (result.num_targets, result.num_unknown) == (3, 2)
 
 
 def test_report_keys_intervals_and_json() -> None:

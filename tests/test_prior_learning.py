@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -24,12 +25,12 @@ class Levels(TrainerCallback):
     """Notes a number of the prior and a row of the body after every step."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float, float]] = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        model = kwargs["model"]
-        row = model.model.item_embedding.weight[1, 0].item()
-        self.seen.append((model.head.cooccurrence.level.item(), row))
+        prior, body = kwargs["model"].head.cooccurrence, kwargs["model"].model
+        row = body.item_embedding.weight[1, 0].item()
+        self.seen.append((prior.level.item(), row, prior.dropout))
 
 
 def test_prior_learns_in_the_first_steps_only(tmp_path: Path) -> None:
@@ -50,8 +51,31 @@ def test_prior_learns_in_the_first_steps_only(tmp_path: Path) -> None:
         args=training,
         train_dataset=SequenceRows(Dataset.from_list(ROWS)),
         data_collator=DataCollatorForNextItem(max_length=5),
-        callbacks=[PriorCallback(3), levels],
+        callbacks=[PriorCallback(3, dropout=0.5), levels],
     ).train()
-    told, rows = zip(*levels.seen)
+    told, rows, hidden = zip(*levels.seen)
     assert len(set(told[:3])) == 3 and set(told[3:]) == {told[2]}
     assert len(set(rows)) == 6
+    assert hidden == (0, 0, 0, 0.5, 0.5, 0.5)
+
+
+def test_a_share_of_the_positions_does_not_see_the_prior_while_training() -> None:
+    torch.manual_seed(0)
+    prior = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=8, num_cooccurrences=3)).head.cooccurrence
+    prior.counts += 1
+    history = {
+        "input_ids": torch.ones(4000, 2, dtype=torch.long),
+        "weights": torch.ones(4000, 2),
+        "columns": torch.ones(4000, dtype=torch.long),
+    }
+    prior.dropout = 0.25
+    whole, seen = prior.eval()(history)[1], prior.train()(history)[1]
+    shown = seen.sum(1) > 0
+    assert abs(shown.float().mean() - 0.75) < 0.03
+    assert torch.equal(seen[shown], whole[shown]) and whole.sum(1).min() > 0
+
+
+@pytest.mark.parametrize(("steps", "dropout"), [(0, 0.5), (200, 1.0), (200, -0.1)])
+def test_numbers_out_of_range_are_named(steps: int, dropout: float) -> None:
+    with pytest.raises(ValueError, match=f"got {steps}, {dropout}"):
+        PriorCallback(steps, dropout)

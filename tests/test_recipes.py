@@ -86,6 +86,17 @@ def data(tmp_path_factory) -> Path:
     return folder / "data"
 
 
+def test_preparing_says_how_many_held_out_items_no_list_can_hold(tmp_path, capsys):
+    log = pd.DataFrame([(u, p, f"{(u + p) % 5}") for u in range(20) for p in range(5)])
+    log.columns = ["user_id", "place", "item_id"]
+    log.loc[(log.place == 4) & (log.user_id < 5), "item_id"] = "nobody else's"
+    log.to_csv(tmp_path / "log.csv")  # with pandas' row numbers, in a column without a name
+    options = {"source": tmp_path / "log.csv", "output_dir": tmp_path / "data"}
+    options["columns"] = "{timestamp: null, order: place}"
+    run("prepare", *words(options | {"split": "leave_last_out"}))
+    assert "25.0% of the test's held-out items are too new or too rare" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_finetuning_yaml_trains_two_steps(path, data, tmp_path):
     options = {"data_dir": data, "output_dir": tmp_path, "max_steps": 2, "use_cpu": "true"}
@@ -181,7 +192,7 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
     run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options))
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("implicitrec", "popularity", "own frequency"))
-    assert "did it happen?" in printed
+    assert "did it happen?" in printed and "held-out items" in printed
     results = json.loads((trained / "results_test.json").read_text())
     assert set(results) == {"all", "new"}
     assert "popularity" in (trained / "README.md").read_text()
