@@ -147,16 +147,9 @@ def evaluate(
         if item_counts is not None:
             metrics[f"novelty@{k}"] = novelty_at_k(ranked, item_counts, k=k)
     intervals = {key: list(bound[1:]) for key, bound in bounds.items()}
-    unknown = sum(int((tokens < 0).sum()) for tokens in targets)
-    return EvaluationResult(
-        metrics,
-        intervals,
-        per_user,
-        num_users=len(kept),
-        user_rows=np.array(kept),
-        num_targets=int(num_relevant.sum()),
-        num_unknown=unknown,
-    )
+    asked = np.concatenate(targets)
+    numbers = (len(asked), int((asked < 0).sum()))
+    return EvaluationResult(metrics, intervals, per_user, len(kept), np.array(kept), *numbers)
 
 
 def _check_options(ks: Sequence[int], seen: Seen, target_filter: TargetFilter) -> None:

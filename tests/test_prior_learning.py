@@ -61,7 +61,9 @@ def test_prior_learns_in_the_first_steps_only(tmp_path: Path) -> None:
 
 def test_a_share_of_the_positions_does_not_see_the_prior_while_training() -> None:
     torch.manual_seed(0)
-    prior = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=8, num_cooccurrences=3)).head.cooccurrence
+    prior = ImplicitRecForScoring(
+        ImplicitRecConfig(vocab_size=8, num_cooccurrences=3)
+    ).head.cooccurrence
     prior.counts += 1
     history = {
         "input_ids": torch.ones(4000, 2, dtype=torch.long),
