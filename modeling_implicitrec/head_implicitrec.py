@@ -63,9 +63,9 @@ class CopyPrior(nn.Module):
         self.num_buckets = config.num_time_buckets
         self.time_kernel = TimeKernel(config)
         self.distance_kernel = nn.Parameter(torch.zeros(config.num_time_buckets))
-        self.evidence = nn.Parameter(torch.zeros(()), requires_grad=config.learn_copy_power)
-        self.power = nn.Parameter(torch.zeros(()))
-        self.level = nn.Parameter(torch.zeros(()))
+        self.evidence = nn.Parameter(torch.zeros(1), requires_grad=config.learn_copy_power)
+        self.power = nn.Parameter(torch.zeros(1))
+        self.level = nn.Parameter(torch.zeros(1))
         self.item_level = nn.Embedding(config.vocab_size, 1)
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -105,9 +105,9 @@ class CooccurrencePrior(nn.Module):
         self.register_buffer("fold_counts", torch.zeros(none), persistent=False)
         self.gap_level = nn.Parameter(torch.zeros(self.context))
         self.time_kernel = TimeKernel(config)
-        self.evidence = nn.Parameter(torch.zeros(()))
-        self.power = nn.Parameter(torch.zeros(()))
-        self.level = nn.Parameter(torch.zeros(()))
+        self.evidence = nn.Parameter(torch.zeros(1))
+        self.power = nn.Parameter(torch.zeros(1))
+        self.level = nn.Parameter(torch.zeros(1))
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Source tokens and values, `[positions, context * neighbours]`, and more in training."""
@@ -217,7 +217,7 @@ class ItemHead(nn.Module):
         self.vocab_size = config.vocab_size
         self.sparse = False  # whether the item table's gradient is to be sparse
         self.item_bias = nn.Embedding(config.vocab_size, 1) if config.use_item_bias else None
-        self.bias_power = nn.Parameter(torch.zeros(()))
+        self.bias_power = nn.Parameter(torch.zeros(1))
         self.copy = CopyPrior(config) if config.copy_prior else None
         self.cooccurrence = CooccurrencePrior(config) if config.num_cooccurrences else None
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -102,7 +103,24 @@ def _is_sparse(parameter: Tensor) -> bool:
 
 
 class SettleCallback(TrainerCallback):
-    """Settles Trainer's [`RowWiseAdamW`] before an evaluation, a checkpoint and the end."""
+    """Settles Trainer's [`RowWiseAdamW`] before an evaluation, a checkpoint and the end.
+
+    Raises:
+        ValueError: at the start of a training under FSDP2, which divides dense gradients only.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(kwargs["model"], FSDPModule):
+            raise ValueError(
+                "RowWiseAdamW expects the whole table in every process, whose gradient is sparse; got a "
+                "model that FSDP2 divides. Train without row_wise_optimizer, or without FSDP2"
+            )
 
     def on_step_end(
         self,

@@ -61,11 +61,18 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Save as every model is saved, with the SHA-256 of the weights' files in the configuration.
 
-        The configuration's `auto_map` names the classes whose code is saved, and no other.
+        The configuration's `auto_map` names the classes whose code is saved, and no other. Under FSDP2,
+        give the whole weights as `state_dict`, as Trainer does.
         """
         self.config.weights_sha256 = None
         self.config.auto_map = {}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        divided = type(self)
+        # FSDP2 makes a class of its own, whose sources are torch's: those of ours go with the weights.
+        self.__class__ = next(c for c in divided.__mro__ if not c.__module__.startswith("torch."))
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = divided
         if is_main_process:
             record_weights(save_directory)
 

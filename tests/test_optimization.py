@@ -5,8 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
-from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, RowWiseAdamW
+from modeling_implicitrec import (
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    RowWiseAdamW,
+    SettleCallback,
+)
 from modeling_implicitrec.optimization import _is_sparse
 
 STEPS = 12
@@ -127,3 +133,14 @@ def test_sparse_gradients_are_the_dense_ones(loss_type: str) -> None:
 def test_the_full_softmax_has_no_sparse_gradients() -> None:
     with pytest.raises(ValueError, match="sampled loss_type"):
         ImplicitRecForScoring(ImplicitRecConfig(vocab_size=9)).use_sparse_gradients()
+
+
+def test_a_model_that_fsdp2_divides_is_refused() -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(ImplicitRecForScoring(ImplicitRecConfig(vocab_size=9)))
+        with pytest.raises(ValueError, match="whole table in every process.* that FSDP2 divides"):
+            SettleCallback().on_train_begin(None, None, None, model=model)
+    finally:
+        torch.distributed.destroy_process_group()

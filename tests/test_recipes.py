@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 from safetensors.numpy import load_file
+from transformers import AutoModel
+
+import modeling_implicitrec  # noqa: F401 AutoModel knows the model by it
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -31,6 +34,8 @@ SMALL = {
     "use_cpu": "true",
     "num_train_epochs": 3,
     "train_sampling_strategy": "group_by_length",
+    "learning_rate": 0.01,  # so that each step tells in the next loss
+    "warmup_steps": 0,
 }
 
 
@@ -47,9 +52,9 @@ def run(name: str, *arguments: str) -> None:
         sys.argv = before
 
 
-def launch(*command: str) -> None:
+def launch(*command: str, **variables: str) -> None:
     """Run a command in a process of its own, since Accelerate keeps state in the one it ran in."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -164,19 +169,56 @@ def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
         np.testing.assert_array_equal(values, right[name], err_msg=name)
 
 
+def launch_two(config: str, *command: str, **variables: str) -> None:
+    """Run a command in two processes, as an accelerate configuration says."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    path = str(RECIPES / "accelerate" / f"{config}.yaml")
+    launch(*accelerate, "--config_file", path, *command, **variables)
+
+
+def fsdp(options: dict) -> None:
+    """Fine-tune under FSDP2 in two processes without a GPU."""
+    runner = str(ROOT / "tests" / "fsdp_on_cpu.py")
+    options = {name: value for name, value in options.items() if name != "use_cpu"}
+    variables = {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    launch_two("fsdp", runner, *FINETUNE_BEAUTY, *words(options), **variables)
+
+
+def check_two_processes(folder: Path, one_process: Path) -> None:
+    """That a run of two processes had the losses, the metrics and the weights of one."""
+    one = json.loads((one_process / "training.json").read_text())
+    two = json.loads((folder / "training.json").read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert losses(folder) == pytest.approx(losses(one_process), rel=1e-4)
+    assert two["best validation NDCG@10"] == pytest.approx(one["best validation NDCG@10"], abs=1e-6)
+    expected = weights(one_process / "checkpoint-4")
+    for name, values in weights(folder / "checkpoint-4").items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def test_two_processes_equal_one_at_the_same_global_batch(data, trained, tmp_path):
     options = SMALL | {"data_dir": data, "output_dir": tmp_path, "per_device_train_batch_size": 4}
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    config = str(RECIPES / "accelerate" / "cpu_2_processes.yaml")
-    launch(*accelerate, config, *FINETUNE_BEAUTY, *words(options))
-    one = json.loads((trained / "training.json").read_text())
-    two = json.loads((tmp_path / "training.json").read_text())
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert losses(tmp_path) == pytest.approx(losses(trained), rel=1e-4)
-    assert two["best validation NDCG@10"] == pytest.approx(one["best validation NDCG@10"], abs=1e-6)
-    for name, values in weights(tmp_path / "checkpoint-4").items():
-        expected = weights(trained / "checkpoint-4")[name]
-        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4, err_msg=name)
+    launch_two("cpu_2_processes", *FINETUNE_BEAUTY, *words(options))
+    check_two_processes(tmp_path, trained)
+
+
+def test_a_model_divided_by_fsdp2_learns_and_is_saved_as_a_whole_one(data, trained, tmp_path):
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "per_device_train_batch_size": 4}
+    fsdp(options)
+    check_two_processes(tmp_path, trained)
+    sources, config = {path.name for path in trained.glob("*.py")}, ("config.json", "auto_map")
+    assert {path.name for path in tmp_path.glob("*.py")} == sources
+    found, expected = (json.loads((at / config[0]).read_text()) for at in (tmp_path, trained))
+    assert found[config[1]] == expected[config[1]]
+    saved, model = weights(tmp_path), AutoModel.from_pretrained(tmp_path)
+    assert saved.keys() == weights(trained).keys()
+    for name, values in model.state_dict().items():
+        name = {"item_decoder.weight": "model.item_embedding.weight"}.get(name, name)
+        np.testing.assert_array_equal(values.numpy(), saved[name], err_msg=name)
+    shutil.rmtree(tmp_path / "checkpoint-4")  # as after a kill
+    fsdp(options | {"resume": "true"})
+    for name, values in weights(tmp_path).items():
+        np.testing.assert_array_equal(values, saved[name], err_msg=name)
 
 
 def test_accelerate_launch_runs_one_process(data, tmp_path):
