@@ -1,6 +1,6 @@
 """The body: weighted, typed and timed events in, one hidden state per event out."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .configuration_implicitrec import ImplicitRecConfig
 from .content_implicitrec import ItemEmbedding
 from .layers_implicitrec import (
+    EVERY,
     EvidenceBias,
     GapEmbedding,
     ImplicitRecBlock,
@@ -96,6 +97,8 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             if cache is not None or use_cache or self.evidence_bias is None:
                 raise ValueError("masked_items need the attention mixer and no cache")
             events = {**events, "masked_items": masked_items}
+        elif cache is None and not use_cache and self._packs():
+            return BaseModelOutputWithPast(last_hidden_state=self._packed(events))
         hidden, memories = self.advance(events, input_ids.shape[1], cache)
         if cache is None and not use_cache:
             return BaseModelOutputWithPast(last_hidden_state=hidden)
@@ -123,6 +126,29 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         for place, block in enumerate(self.blocks):
             hidden, memories[place] = block(hidden, present, bias, memories[place])
         return self.norm(hidden) * present.unsqueeze(-1), memories
+
+    def _packs(self) -> bool:
+        """Whether events stand end to end, so that no position of padding is computed."""
+        return (
+            self.config._attn_implementation == "flex_attention" and self.evidence_bias is not None
+        )
+
+    def _packed(self, events: Columns) -> Tensor:
+        """The hidden states of [`~ImplicitRecModel.advance`], from events that stand end to end."""
+        if self.training and (dropout := self.config.attention_probs_dropout_prob):
+            raise ValueError(
+                f"flex_attention expects attention_probs_dropout_prob 0 in training, got {dropout}"
+            )
+        present, bias = events["input_weights"] > 0, cast(EvidenceBias, self.evidence_bias)
+        embedded = self.dropout(self._embed(events, EVERY))  # [batch, length, hidden_size]
+        hidden = embedded[present].unsqueeze(0)  # [1, events, hidden_size]
+        if not hidden.shape[1]:
+            return embedded * 0
+        attend = bias.packed(events["input_weights"], events.get("timestamps"))
+        for block in self.blocks:
+            hidden, _ = block(hidden, present, attend)
+        hidden = self.norm(hidden)[0].to(embedded.dtype)
+        return torch.zeros_like(embedded).index_put((present,), hidden)
 
     def remember(
         self, events: Columns, memories: list[Memory], hidden: Tensor, cache: UserState | None

@@ -23,14 +23,18 @@ def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
     """
     values = 1 + gaps.clamp_min(0).float()
     if torch.compiler.is_compiling():
-        return portable_buckets(values).clamp_max(num_buckets - 1)
+        return portable_buckets(values, powers_of_two(values.device)).clamp_max(num_buckets - 1)
     bits = values.view(torch.int32)
     return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
 
 
-def portable_buckets(values: Tensor) -> Tensor:
+def powers_of_two(device: torch.device) -> Tensor:
+    """1, 2, 4, ..., all exact, as far as a gap of 64 bits reaches."""
+    return 2.0 ** torch.arange(66, device=device)
+
+
+def portable_buckets(values: Tensor, powers: Tensor) -> Tensor:
     """The buckets of numbers from 1 on without looking at their bits, for formats that cannot."""
-    powers = 2.0 ** torch.arange(66, device=values.device)  # exact, as are the comparisons
     place = values.log2().long().clamp(0, 64)  # rounding may miss it by one
     place = place - (powers[place] > values).long() + (powers[place + 1] <= values).long()
     return 2 * place + (1.5 * powers[place] <= values).long()

@@ -1,5 +1,7 @@
 """The layers of the body: norm, evidence bias, the three sequence mixers, MLP and block."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,9 +10,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import SCALAR_STEP, log_buckets
+from .packing_implicitrec import packed_attention
 
 EVERY = slice(None)
 Memory = tuple[Tensor, ...]
+Bias = Tensor | Callable[..., Tensor]  # added to the scores, or attention of packed events
 
 
 def event_weights(
@@ -206,6 +210,12 @@ class EvidenceBias(nn.Module):
         allowed = allowed & present[:, None, None, :]
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
 
+    def packed(self, weights: Tensor, timestamps: Tensor | None) -> Callable[..., Tensor]:
+        """Attention with the same bias for the present events end to end."""
+        power = 1 + SCALAR_STEP * self.beta
+        tables = (self.position.weight, self.time.weight, power)
+        return packed_attention(weights, timestamps, *tables)
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -237,16 +247,19 @@ class AttentionMixer(nn.Module):
         self.is_causal = False
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Tensor, memory: Memory = ()
+        self, hidden: Tensor, present: Tensor, bias: Bias, memory: Memory = ()
     ) -> tuple[Tensor, Memory]:
         batch, length, size = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, length, head_size]
+        if not isinstance(bias, Tensor):
+            mixed = bias(query, key, value).transpose(1, 2)
+            return self.o_proj(mixed.reshape(batch, length, size)), ()
         if memory:
             key, value = torch.cat([memory[0], key], dim=2), torch.cat([memory[1], value], dim=2)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        name = self.config._attn_implementation
+        name = "sdpa" if name == "flex_attention" else name  # histories that are not packed
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         mixed, _ = attend(
             self, query, key, value, bias, scaling=self.head_size**-0.5, dropout=dropout
@@ -330,7 +343,7 @@ class ImplicitRecBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+        self, hidden: Tensor, present: Tensor, bias: Bias | None, memory: Memory = ()
     ) -> tuple[Tensor, Memory]:
         """States, and what the mixer keeps: its `memory` of the events before, with the new ones."""
         mixed, memory = self.mixer(self.mixer_norm(hidden), present, bias, memory)

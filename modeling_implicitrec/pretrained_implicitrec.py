@@ -29,6 +29,7 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = True  # the loss is normalised by Trainer's num_items_in_batch
     new_head: str | None = None  # where the parameters begin that another model's checkpoint lacks
     _supports_sdpa = True
+    _supports_flex_attn = True
     _no_split_modules = ["ImplicitRecBlock"]
 
     @classmethod

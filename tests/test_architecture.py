@@ -45,6 +45,7 @@ FLOORS = (
     },
     {"content_implicitrec"},
     {"head_implicitrec", "histories_implicitrec", "event_store", "bpr"},
+    {"packing_implicitrec"},
     {"layers_implicitrec", "catalogue_implicitrec"},
     {"state_implicitrec", "pretrained_implicitrec"},
     {"body_implicitrec", "objectives_implicitrec"},

@@ -8,6 +8,7 @@ from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring
 from modeling_implicitrec.head_implicitrec import (
     log_buckets,
     portable_buckets,
+    powers_of_two,
 )
 from modeling_implicitrec.layers_implicitrec import BucketLookup, GapEmbedding
 from modeling_implicitrec.loss_implicitrec import draw_negatives, expected_draws
@@ -21,7 +22,8 @@ def test_buckets_halve_every_doubling_and_keep_the_ends():
 def test_buckets_for_exported_models_are_the_same():
     edges = torch.cat([2 ** torch.arange(40), 3 * 2 ** torch.arange(39)])
     gaps = torch.cat([edges - 2, edges - 1, edges, torch.randint(0, 10**9, (1000,))]).clamp_min(0)
-    assert torch.equal(portable_buckets(1 + gaps.float()), log_buckets(gaps, 99).long())
+    powers = powers_of_two(gaps.device)
+    assert torch.equal(portable_buckets(1 + gaps.float(), powers), log_buckets(gaps, 99).long())
 
 
 def test_the_lookup_of_buckets_has_the_gradient_of_indexing():
