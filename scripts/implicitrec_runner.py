@@ -93,8 +93,9 @@ def build_trainer(run: Run) -> tuple[Trainer, Marks]:
     splits = load_sequences(Path(args.data_dir) / "sequences")
     run.start()
     model = recipe.build_model(args, processor, train)
-    trainer = recipe.build_trainer(args, training, model, train, validation)
-    trainer.data_collator = collator = CountingCollator(trainer.data_collator)
+    own = recipe.build_collator(args, training, model, processor)
+    trainer = recipe.build_trainer(args, training, model, own, train, validation)
+    trainer.data_collator = collator = CountingCollator(own)
     marks = Marks(run, collator, splits)
     trainer.add_callback(marks)
     return trainer, marks

@@ -54,7 +54,8 @@ def build_trainer(path: Path) -> Trainer:
         **{name: args.model[name] for name in names if name in args.model},
     )
     model = ImplicitRecForScoring(config)
-    return recipe.build_trainer(args, training, model, train, validation)
+    collator = recipe.build_collator(args, training, model, processor)
+    return recipe.build_trainer(args, training, model, collator, train, validation)
 
 
 def real_share(trainer: Trainer) -> float:
