@@ -58,6 +58,7 @@ class TrainingSpeedArguments:
     peers_dir: Path = field(default=Path("outputs/peers"), metadata={"help": "environments"})
     work_dir: Path = field(default=Path("outputs/training"), metadata={"help": "logs and runs"})
     output_dir: Path = field(default=Path("docs/benchmarks"), metadata={"help": "the report"})
+    name: str = field(default="training", metadata={"help": "of the report's files"})
 
 
 def read_log(name: str, data_dir: Path) -> list[np.ndarray]:
@@ -132,8 +133,9 @@ def run(
         return None
     output = folder / f"{library}_{loss}"
     output.mkdir(exist_ok=True)
+    seconds = 3600.0 if profile else args.seconds  # a profile ends by itself
     job = {"data": str(folder / "splits"), "output": str(output), "settings": chosen}
-    job |= {"seconds": args.seconds, "marks": [], "warmup": args.warmup, "seed": 0}
+    job |= {"seconds": seconds, "marks": [], "warmup": args.warmup, "seed": 0}
     job |= {"threads": args.threads, "k": 10, "parts": [], "profile": profile, "speed": True}
     (output / "job.json").write_text(json.dumps(job))
     python = sys.executable if library == OURS else str(peer_python(args.peers_dir, library))
@@ -210,7 +212,7 @@ def markdown(report: dict) -> str:
                 cells += [f"{found['real share']:.0%}", f"{found['peak_bytes'] / 2**30:.2f}"]
                 lines.append("| " + " | ".join(cells) + " |")
             lines += ["", *profile_lines(libraries.get(OURS, {}).get("profile")), ""]
-    lines += ["![Events a second](training.svg)", ""]
+    lines += [f"![Events a second]({args['name']}.svg)", ""]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return "\n".join([*lines, f"Versions: {versions}."]) + "\n"
 
@@ -259,7 +261,7 @@ def main() -> None:
         "results": results,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    target = args.output_dir / "training.json"
+    target = args.output_dir / f"{args.name}.json"
     target.write_text(json.dumps(report, indent=2) + "\n")
     target.with_suffix(".md").write_text(markdown(report))
     draw(report, target.with_suffix(".svg"))

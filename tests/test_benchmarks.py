@@ -262,14 +262,15 @@ def test_the_report_of_speed_compares_medians_of_all_turns(tmp_path, monkeypatch
     monkeypatch.setattr(benchmark_training, "prepare", lambda args, name: tmp_path / name)
     words = ["--data_dir", "none", "--logs", "[films]", "--losses", "[sampled_softmax]"]
     words += ["--libraries", "[implicitrec, rectools]", "--output_dir", str(tmp_path)]
+    words += ["--name", "speed"]
     monkeypatch.setattr(sys, "argv", ["benchmark_training.py", *words])
     benchmark_training.main()
-    found = json.loads((tmp_path / "training.json").read_text())["results"]["films"]
+    found = json.loads((tmp_path / "speed.json").read_text())["results"]["films"]
     assert found["sampled_softmax"]["implicitrec"]["events a second"] == 1000
-    page = (tmp_path / "training.md").read_text()
+    page = (tmp_path / "speed.md").read_text()
     assert "| rectools | 100 | 90, 110 | 10.0× | 97% | 1.00 |" in page
     assert "2 GFLOP/s, 25% of the 8 that large products reach here" in page
-    assert (tmp_path / "training.svg").exists()
+    assert "(speed.svg)" in page and (tmp_path / "speed.svg").exists()
 
 
 def test_what_the_page_says_of_films_is_what_was_measured():
