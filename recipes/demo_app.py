@@ -12,7 +12,13 @@ from pathlib import Path
 import gradio
 
 import modeling_implicitrec
-from modeling_implicitrec import ImplicitRecProcessor, Showcase, load_sequences, parse_arguments
+from modeling_implicitrec import (
+    ImplicitRecProcessor,
+    Showcase,
+    load_sequences,
+    parse_arguments,
+    run_recipe,
+)
 from modeling_implicitrec.demo_page import THEME, build_page
 
 CARD = """---
@@ -107,4 +113,4 @@ def write_space(args: DemoArguments, histories: dict, catalogue: Path | None) ->
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 import uvicorn
 
-from modeling_implicitrec import hide_secrets, parse_arguments
+from modeling_implicitrec import hide_secrets, parse_arguments, run_recipe
 from modeling_implicitrec.service import ServiceSettings, create_app
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -81,4 +81,4 @@ def find_index(kind: str):
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

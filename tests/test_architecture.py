@@ -27,7 +27,6 @@ FLOORS = (
         "next_items",
         "pairs_implicitrec",
         "rows",
-        "checkpoints",
         "activity_regression",
     },
     {"source_schema", "database_tables", "cleaning"},
@@ -59,6 +58,7 @@ FLOORS = (
     },
     {
         "ranking",
+        "checkpoints",
         "baselines",
         "scoring",
         "explanation",

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from modeling_implicitrec import load_sequences
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 FINETUNE = [p for p in sorted(RECIPES.glob("*/*.yaml")) if "data_dir" in p.read_text()]
@@ -193,8 +195,11 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("implicitrec", "popularity", "own frequency"))
     assert "did it happen?" in printed and "held-out items" in printed
+    assert "95 % interval over users" in printed
     results = json.loads((trained / "results_test.json").read_text())
     assert set(results) == {"all", "new"}
+    names = list(results["all"]["implicitrec"]["groups"])
+    assert names[0].startswith("up to") and names[-1].startswith("over")  # short histories first
     assert "popularity" in (trained / "README.md").read_text()
 
 
@@ -254,6 +259,47 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", path, "--learning_rat", "1")
     with pytest.raises(SystemExit, match="no prepared data in"):
         run("finetune", path, "--data_dir", str(tmp_path / "none"))
-    with pytest.raises(SystemExit, match="user '999' is not in the test part"):
+    with pytest.raises(SystemExit, match="user '999' is not in"):
         options = {"model": trained, "data_dir": data, "user_id": 999}
         run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
+
+
+def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_path):
+    latest = load_sequences(data / "latest")["latest"]
+    test = load_sequences(data / "sequences")["test"]
+    assert latest.num_rows == 40 >= test.num_rows
+    whole = dict(zip(latest["user_id"], latest["length"]))
+    for user, size, targets in zip(test["user_id"], test["length"], test["target_ids"]):
+        assert whole[user] == size + sum(token > 0 for token in targets)
+    options = {"model": trained, "data_dir": data, "output_dir": tmp_path / "lists"}
+    run("recommend", *words(options))
+    assert sorted(pd.read_parquet(tmp_path / "lists")["user_id"]) == list(range(40))
+
+
+def test_a_checkpoint_of_the_training_is_whole(data, trained, tmp_path):
+    options = {"model": trained / "checkpoint-2", "data_dir": data, "user_id": 3}
+    run("recommend", *words(options))
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "killed" / "checkpoint-2")
+    for name in ("evaluate", "recommend"):
+        with pytest.raises(SystemExit, match="no checkpoint in .*--resume true, or name .*-2$"):
+            run(name, *words(options | {"model": tmp_path / "killed"} | {"user_id": 3}))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            {"columns": "{user: who}"},
+            r"columns does not know \['user'\]; it takes user_id, item_id",
+        ),
+        ({"columns": "{user_id: who}"}, "^error: no column 'who' .for user_id. in .*log.csv"),
+        ({"cleaning": "{bots: 1}"}, r"cleaning does not know \['bots'\]"),
+        ({"target_event_types": "[sold]"}, "^error: target_event_types must be types of the log"),
+    ],
+)
+def test_a_wrong_recipe_ends_in_one_line(data, tmp_path, given, message):
+    options = {"source": data.parent / "log.csv", "output_dir": tmp_path / "data"}
+    options |= {"columns": "{event_type: event_type}", "report_page": "false"}
+    with pytest.raises(SystemExit, match=message):
+        run("prepare", *words(options | given))
+    assert not (tmp_path / "data").exists()
