@@ -26,7 +26,7 @@ from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
-from .checkpoints import last_checkpoint, load_checkpoint, resume_point
+from .checkpoints import ProcessorCallback, last_checkpoint, load_checkpoint, resume_point
 from .classification_implicitrec import (
     ImplicitRecForSequenceClassification,
     ImplicitRecSequenceClassifierOutput,
@@ -205,6 +205,7 @@ __all__ = [
     "Popularity",
     "PriorCallback",
     "PrivacyPlan",
+    "ProcessorCallback",
     "PrivateTrainer",
     "RandomScores",
     "RecentPopularity",

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
@@ -43,6 +43,23 @@ def load_checkpoint(name: str | Path) -> tuple[ImplicitRecForScoring, ImplicitRe
         raise FileNotFoundError(f"no checkpoint at {str(name)!r}: {where}: {why}") from error
     processor.check_model(model.config)
     return model, processor
+
+
+class ProcessorCallback(TrainerCallback):
+    """Saves the processor with every checkpoint of Trainer, which then loads by itself.
+
+    Trainer would do so with its `processing_class`, but asks a processor for a tokenizer of text.
+
+    >>> callbacks = [ProcessorCallback(ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]}))]
+    """
+
+    def __init__(self, processor: ImplicitRecProcessor) -> None:
+        self.processor = processor
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.processor.save_pretrained(Path(args.output_dir, name))
 
 
 def last_checkpoint(folder: str | Path, *, processes: int = 1) -> Path | None:

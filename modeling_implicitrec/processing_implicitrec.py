@@ -49,7 +49,6 @@ class ImplicitRecProcessor(ProcessorMixin):
     """
 
     attributes: list = []
-    model_input_names = ["input_ids", "input_weights", "attention_mask"]
     vocabulary: ItemVocabulary
 
     def __init__(

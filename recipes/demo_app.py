@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import requires
 from pathlib import Path
 
-import gradio
-
 import modeling_implicitrec
 from modeling_implicitrec import (
     ImplicitRecProcessor,
@@ -19,7 +17,13 @@ from modeling_implicitrec import (
     parse_arguments,
     run_recipe,
 )
-from modeling_implicitrec.demo_page import THEME, build_page
+
+try:
+    import gradio
+
+    from modeling_implicitrec.demo_page import THEME, build_page
+except ImportError as error:
+    raise SystemExit(f"{error}: the page needs pip install 'implicitrec[app]'") from error
 
 CARD = """---
 title: {title}

@@ -31,6 +31,7 @@ from modeling_implicitrec import (
     PriorCallback,
     PrivacyPlan,
     PrivateTrainer,
+    ProcessorCallback,
     RowWiseAdamW,
     RunRecord,
     SequenceRows,
@@ -363,7 +364,7 @@ def main() -> None:
     processor.adapt_to(model.config)
     collator = build_collator(args, training, model, processor)
     trainer = build_trainer(args, training, model, collator, train, validation)
-    trainer.processing_class = processor  # saved with every checkpoint, which then loads alone
+    trainer.add_callback(ProcessorCallback(processor))
     trainer.train(resume_from_checkpoint=resume_point(training) if args.resume else None)
     if args.tune == "lora":
         merge_lora(model)

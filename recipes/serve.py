@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import uvicorn
 
 from modeling_implicitrec import hide_secrets, parse_arguments, run_recipe
-from modeling_implicitrec.service import ServiceSettings, create_app
+
+try:
+    import uvicorn
+
+    from modeling_implicitrec.service import ServiceSettings, create_app
+except ImportError as error:
+    raise SystemExit(f"{error}: serving needs pip install 'implicitrec[serve]'") from error
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

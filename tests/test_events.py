@@ -329,7 +329,7 @@ def test_without_times_the_report_says_what_the_order_is() -> None:
 
 
 def test_numbers_stand_under_numbers_whatever_the_examples_say() -> None:
-    path = "a/folder/with/a/very/long/name.csv"
+    path = "folder/" * 20 + "log.csv"
     example = {"file": path, "row": 7, "column": "ts", "value": "soon"}
     reason = "unparsable timestamp"
     report = CleaningReport(1200, 1199, {reason: 1}, {}, {reason: [example]})

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
-from transformers import Trainer, TrainingArguments
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
     ImplicitRecConfig,
-    ImplicitRecForScoring,
     ImplicitRecProcessor,
 )
 
@@ -322,21 +320,3 @@ def test_a_factor_of_a_type_that_never_occurs_is_named_in_the_log(caplog):
 def test_sequences_are_pointed_to_their_columns():
     with pytest.raises(ValueError, match="through training_columns"):
         ImplicitRecProcessor.fit(Dataset.from_dict({"item_ids": [["a", "b"]]}))
-
-
-def test_trainer_takes_it_as_its_processing_class(tmp_path):
-    processor = ImplicitRecProcessor.fit({"item_id": ["a", "b", "c"]})
-    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=4, hidden_size=8))
-    settings = TrainingArguments(
-        str(tmp_path),
-        max_steps=1,
-        save_steps=1,
-        train_sampling_strategy="group_by_length",
-        report_to="none",
-        use_cpu=True,
-    )
-    rows = [{"input_ids": [1, 2, 3]}] * 4
-    collator = DataCollatorForNextItem(max_length=4)
-    Trainer(model, settings, collator, train_dataset=rows, processing_class=processor).train()
-    loaded = ImplicitRecProcessor.from_pretrained(tmp_path / "checkpoint-1")
-    assert loaded.fingerprint == processor.fingerprint

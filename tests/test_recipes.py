@@ -268,21 +268,21 @@ def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_pa
     latest = load_sequences(data / "latest")["latest"]
     test = load_sequences(data / "sequences")["test"]
     assert latest.num_rows == 40 >= test.num_rows
-    whole = dict(zip(latest["user_id"], latest["length"]))
-    for user, size, targets in zip(test["user_id"], test["length"], test["target_ids"]):
-        assert whole[user] == size + sum(token > 0 for token in targets)
+    whole = dict(zip(latest["user_id"], latest["input_ids"]))
+    for user, history, targets in zip(test["user_id"], test["input_ids"], test["target_ids"]):
+        assert whole[user][: len(history)] == history
+        assert set(whole[user][len(history) :]) == set(targets)
     options = {"model": trained, "data_dir": data, "output_dir": tmp_path / "lists"}
     run("recommend", *words(options))
     assert sorted(pd.read_parquet(tmp_path / "lists")["user_id"]) == list(range(40))
 
 
 def test_a_checkpoint_of_the_training_is_whole(data, trained, tmp_path):
-    options = {"model": trained / "checkpoint-2", "data_dir": data, "user_id": 3}
-    run("recommend", *words(options))
+    run("recommend", *words({"model": trained / "checkpoint-2", "data_dir": data}))
     shutil.copytree(trained / "checkpoint-2", tmp_path / "killed" / "checkpoint-2")
     for name in ("evaluate", "recommend"):
         with pytest.raises(SystemExit, match="no checkpoint in .*--resume true, or name .*-2$"):
-            run(name, *words(options | {"model": tmp_path / "killed"} | {"user_id": 3}))
+            run(name, *words({"model": tmp_path / "killed", "data_dir": data}))
 
 
 @pytest.mark.parametrize(
@@ -303,3 +303,12 @@ def test_a_wrong_recipe_ends_in_one_line(data, tmp_path, given, message):
     with pytest.raises(SystemExit, match=message):
         run("prepare", *words(options | given))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "name, package, extra", [("serve", "uvicorn", "serve"), ("demo_app", "gradio", "app")]
+)
+def test_a_recipe_names_the_extra_that_it_needs(name, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf"{package}.*pip install 'implicitrec\[{extra}\]'"):
+        run(name, "--help")
