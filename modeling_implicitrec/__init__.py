@@ -10,7 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .activity_regression import ActivityRegression
 from .adapters import add_lora, choose_tuning, freeze_body, merge_lora
-from .arguments import parse_arguments
+from .arguments import parse_arguments, run_recipe
 from .baselines import (
     ALS,
     EASE,
@@ -26,7 +26,7 @@ from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
-from .checkpoints import last_checkpoint, resume_point
+from .checkpoints import ProcessorCallback, last_checkpoint, load_checkpoint, resume_point
 from .classification_implicitrec import (
     ImplicitRecForSequenceClassification,
     ImplicitRecSequenceClassifierOutput,
@@ -205,6 +205,7 @@ __all__ = [
     "Popularity",
     "PriorCallback",
     "PrivacyPlan",
+    "ProcessorCallback",
     "PrivateTrainer",
     "RandomScores",
     "RecentPopularity",
@@ -253,6 +254,7 @@ __all__ = [
     "hold_out_items",
     "join_logs",
     "last_checkpoint",
+    "load_checkpoint",
     "learn_event_weights",
     "leave_last_out",
     "load_events",
@@ -264,6 +266,7 @@ __all__ = [
     "noisy_item_counts",
     "open_events",
     "parse_arguments",
+    "run_recipe",
     "pinned",
     "plot_training",
     "positive_events",

@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import re
 import sys
+import traceback
 import types
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -71,6 +72,31 @@ def parse_arguments(*dataclass_types: type, args: Sequence[str] | None = None) -
         owner(**{key: value for key, value in values.items() if options[key].owner is owner})
         for owner in dataclass_types
     )
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`; what this package refuses is one line on the terminal, without a traceback.
+
+    Args:
+        main: reads its arguments from the command line.
+
+    Raises:
+        SystemExit: for a `ValueError`, `FileNotFoundError` or `ImportError` that a module of this package
+            raised, with its message. All other errors keep their traceback.
+
+    >>> def main():
+    ...     parse_arguments(int, args=[])
+    >>> run_recipe(main)
+    Traceback (most recent call last):
+    SystemExit: error: expected dataclasses, got <class 'int'>
+    """
+    try:
+        main()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] != __package__:
+            raise
+        raise SystemExit(f"error: {error}") from None
 
 
 def _collect_options(dataclass_types: Sequence[type]) -> dict[str, _Option]:
@@ -303,5 +329,6 @@ def _help_text(options: dict[str, _Option]) -> str:
         lines.append(f"  --{key}  {_type_name(option.hint)}, {state}")
         described = option.field.metadata.get("help")
         if described:
-            lines.append(f"      {' '.join(str(described).split())}")
+            described = str(described).replace("%%", "%")  # as argparse wants it
+            lines.append(f"      {' '.join(described.split())}")
     return "\n".join(lines)

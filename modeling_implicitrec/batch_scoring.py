@@ -21,7 +21,7 @@ from .ranking import pad_tokens, row_batches, top_k
 from .retrieval import table_fingerprint
 from .scoring import ModelScorer
 
-MANIFEST = "recommendations.json"
+MANIFEST = "_recommendations.json"  # readers of a folder of Parquet pass over such names
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,65 @@
-"""Trainer's checkpoints: which are whole, and where a killed run goes on."""
+"""Checkpoints: loading one, which of Trainer's are whole, and where a killed run goes on."""
 
 import json
 import logging
 import zipfile
 from pathlib import Path
 
-from transformers import TrainerState, TrainingArguments
+from huggingface_hub.errors import HFValidationError
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
+
+from .modeling_implicitrec import ImplicitRecForScoring
+from .processing_implicitrec import ImplicitRecProcessor
 
 STATE = "trainer_state.json"
 logger = logging.getLogger(__name__)
+
+
+def load_checkpoint(name: str | Path) -> tuple[ImplicitRecForScoring, ImplicitRecProcessor]:
+    """The model and the processor of a folder or a Hub repository.
+
+    Raises:
+        FileNotFoundError: where there is none, or its training has not ended; the message says what to do.
+        ValueError: where the two do not belong together, or a file is damaged.
+
+    >>> load_checkpoint(".")
+    Traceback (most recent call last):
+    FileNotFoundError: no checkpoint in . yet: recipes/finetune.py writes it when training ends
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / CONFIG_NAME).exists():
+        hint = "recipes/finetune.py writes it when training ends"
+        if (last := last_checkpoint(folder)) is not None:
+            hint += f"; go on with --resume true, or name {last}"
+        raise FileNotFoundError(f"no checkpoint in {folder} yet: {hint}")
+    try:
+        processor = ImplicitRecProcessor.from_pretrained(name)
+        model = ImplicitRecForScoring.from_pretrained(name)
+    except (OSError, HFValidationError) as error:
+        where = "the folder is not whole" if folder.is_dir() else "no such folder, and of the Hub"
+        why = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no checkpoint at {str(name)!r}: {where}: {why}") from error
+    processor.check_model(model.config)
+    return model, processor
+
+
+class ProcessorCallback(TrainerCallback):
+    """Saves the processor with every checkpoint of Trainer, which then loads by itself.
+
+    Trainer would do so with its `processing_class`, but asks a processor for a tokenizer of text.
+
+    >>> callbacks = [ProcessorCallback(ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]}))]
+    """
+
+    def __init__(self, processor: ImplicitRecProcessor) -> None:
+        self.processor = processor
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.processor.save_pretrained(Path(args.output_dir, name))
 
 
 def last_checkpoint(folder: str | Path, *, processes: int = 1) -> Path | None:

@@ -56,7 +56,8 @@ class CleaningReport:
         rows += [(f"  dropped: {reason}", count) for reason, count in self.dropped.items()]
         rows += [("rows out", self.rows_out)]
         rows += [(f"  note: {name}", value) for name, value in self.notes.items()]
-        rows += [(f"  first: {reason}", self.example(reason)) for reason in self.examples]
-        cells = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows]
-        left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
-        return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells)
+        texts = [(f"  first: {reason}", self.example(reason)) for reason in self.examples]
+        left = max(len(name) for name, _value in (*rows, *texts))
+        right = max(len(f"{value:,}") for _name, value in rows if not isinstance(value, str))
+        cells = [(n, v if isinstance(v, str) else f"{v:>{right},}") for n, v in (*rows, *texts)]
+        return "\n".join(f"{name:<{left}}  {value}" for name, value in cells)

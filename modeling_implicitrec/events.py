@@ -325,6 +325,8 @@ def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
     for name, (limit, higher) in limits.items():
         notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
     notes |= _missing(stored)
+    if not any({"timestamp", "order"} & origin.schema.mapped().keys() for origin in made.origins):
+        notes["order of events"] = "that of the rows, there are no times"
     rows_out = engine.count(stored)
     report = CleaningReport(made.rows_in, rows_out, cleaner.dropped, notes, made.examples)
     if not rows_out:

@@ -1,8 +1,11 @@
 """A model as an ONNX file: scores without torch, in floats or with weights of 8 bits."""
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +67,13 @@ def export_onnx(
     batch = torch.export.Dim("batch")
     length = torch.export.Dim("length", max=model.config.max_position_embeddings)
     shapes = tuple({0: batch, 1: length} if v.dim() == 2 else {0: batch} for v in example.values())
-    program = torch.export.export(
-        _Scores(model.eval(), list(example)), tuple(example.values()), dynamic_shapes=(shapes,)
-    )
-    made: Any = torch.onnx.export(
-        program, input_names=list(example), output_names=OUTPUTS, verbose=False
-    )
+    with _quiet():
+        program = torch.export.export(
+            _Scores(model.eval(), list(example)), tuple(example.values()), dynamic_shapes=(shapes,)
+        )
+        made: Any = torch.onnx.export(
+            program, input_names=list(example), output_names=OUTPUTS, verbose=False
+        )
     return _write_whole(path, lambda fresh: made.save(str(fresh)))
 
 
@@ -90,9 +94,23 @@ def quantize_onnx(path: str | os.PathLike, target: str | os.PathLike) -> Path:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise ImportError(ADVICE) from error
-    return _write_whole(
-        target, lambda fresh: quantize_dynamic(Path(path), fresh, weight_type=QuantType.QInt8)
-    )
+    with _quiet():
+        return _write_whole(
+            target, lambda fresh: quantize_dynamic(Path(path), fresh, weight_type=QuantType.QInt8)
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters remark on themselves, such as packages that no model here needs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _write_whole(path: str | os.PathLike, write: Callable[[Path], Any]) -> Path:

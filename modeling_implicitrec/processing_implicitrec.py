@@ -156,8 +156,7 @@ class ImplicitRecProcessor(ProcessorMixin):
         """Count the items of a log that has grown; new ones get the tokens after the last.
 
         New platforms get the ids after the last. Others and weights stay, so that a model can go on.
-        `events` are all training events, old and new, as for [`~ImplicitRecProcessor.fit`]. Returns the
-        number of new items.
+        `events` are all training events, old and new, as for `fit`. Returns the number of new items.
         """
         batches, negative = read_batches(events), self.negative_event_types
         found = count_items((positive_items(batch, negative) for batch in batches), 1)

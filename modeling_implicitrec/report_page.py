@@ -38,8 +38,8 @@ REASONS = {
 }
 NOTES = {
     r"timestamps in (\w+)": "Times that were found to be in {0} and were read so.",
-    r"timestamps a thousand times too small": "Times of January 1970: seconds that somebody had read "
-    "as milliseconds; read as seconds again.",
+    r"timestamps a thousand times too small": "Times of January 1970, multiplied by a thousand.",
+    r"order of events": "No column says when or in what order; the rows are taken as they stand.",
     r"duration not believed": "Longer than a day, as of a window left open: taken as not recorded.",
     r"item_duration not a number": "The content length is no number: taken as not recorded.",
     r"(\w+) clipped": "Rows whose {0} was so large that it was lowered to the limit.",

@@ -1,5 +1,6 @@
 """Event table to per-user sequences in time order, and their splits without leaks."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -16,6 +17,7 @@ from .weights_implicitrec import COLUMNS
 
 TARGETS = {name: f"target_{name}" for name in ("item_ids", "event_types", "timestamps", "counts")}
 Bounds = tuple[np.ndarray, np.ndarray]
+logger = logging.getLogger(__name__)
 
 
 def build_sequences(events: Events, *, path: str | Path | None = None) -> Dataset:
@@ -70,6 +72,14 @@ def leave_last_out(sequences: Dataset, *, target_event_types: Sequence[str] = ()
     {'user_id': 7, 'item_ids': [1, 2, 3], 'target_item_ids': [4]}
     """
     _check_types(sequences, target_event_types)
+    column = None if "timestamps" in sequences.column_names else _sorted_by(sequences)
+    if column:
+        logger.warning(
+            "the log has no times, and each user's rows are sorted by %s: the last one, the test, is no "
+            "later than the others, and that order is what a model learns. Mix the rows before, as by "
+            "DataFrame.sample(frac=1), unless they really came so",
+            column,
+        )
 
     def train(batch: pa.RecordBatch) -> pa.RecordBatch:
         place, held = _last_place(batch, 2, target_event_types)
@@ -205,8 +215,25 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
     return pc.list_value_length(batch["item_ids"]).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def _sorted_by(sequences: Dataset) -> str | None:
+    """The column that only rises, or only falls, from event to event of nearly all users."""
+    for name in [name for name in ("counts", "item_ids") if name in sequences.column_names]:
+        rises, falls = 0, 0
+        for batch in read_batches(sequences):
+            values = batch[name].flatten()
+            pairs = (values[1:], values[:-1])
+            same = pa.array(np.diff(np.repeat(np.arange(batch.num_rows), _lengths(batch))) == 0)
+            rises += pc.sum(pc.and_(pc.greater(*pairs), same)).as_py() or 0
+            falls += pc.sum(pc.and_(pc.less(*pairs), same)).as_py() or 0
+        if rises + falls > len(sequences) and max(rises, falls) >= 0.99 * (rises + falls):
+            return name
+    return None
+
+
 def _check_types(sequences: Dataset, wanted: Sequence[str]) -> None:
     """Raise `ValueError` unless the log has events of every type."""
+    if isinstance(wanted, str):
+        raise ValueError(f"target_event_types: expected a list of types, got {wanted!r}")
     if not wanted:
         return
     if "event_types" not in sequences.column_names:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from .checkpoints import load_checkpoint
 from .live_body import LiveBody, LiveUser
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
@@ -103,9 +104,8 @@ class ServingModel:
     def __init__(
         self, folder: str | Path, *, catalogue: str | Path | None = None, find_index: Any = None
     ) -> None:
-        self.processor = ImplicitRecProcessor.from_pretrained(folder)
-        model = ImplicitRecForScoring.from_pretrained(folder).eval()
-        self.processor.adapt_to(model.config)
+        model, self.processor = load_checkpoint(folder)
+        self.processor.adapt_to(model.eval().config)
         index: Index | None = None if find_index is None else find_index(folder, model)
         self.retriever, self.body = Retriever(model, index), LiveBody(model)
         self.vectors = self.retriever.table.numpy()

@@ -36,6 +36,9 @@ def missing_column(name: str, column: str, place: str, found: Iterable[str]) -> 
     by_lower = {other.lower(): other for other in found}
     close = [by_lower[near] for near in difflib.get_close_matches(column.lower(), by_lower, n=2)]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint += f"; say which it is: columns {{{name}: ...}}, in Python EventSchema({name}=...)"
+    if name == "timestamp":
+        hint += ", null or None where the log has no times"
     return ValueError(f"no column {column!r} (for {name}) in {place}; it has {found}{hint}")
 
 

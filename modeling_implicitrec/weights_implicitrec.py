@@ -50,7 +50,10 @@ def read_batches(events: Any) -> list | Iterable:
     single = isinstance(events, Mapping) or isinstance(next(iter(events), None), str)
     batches = [events] if single else events
     if not all("item_id" in batch for batch in batches):
-        raise ValueError("events must have a column item_id (or be batches that have it)")
+        raise ValueError(
+            "events must have a column item_id (or be batches that have it); sequences of users go "
+            "through training_columns"
+        )
     return batches
 
 
@@ -141,6 +144,11 @@ def count_types(
     absent = [name for name in negative if not total[name]]
     if absent:
         logger.warning("no event is of the negative types %s; found %s", absent, sorted(total))
+    unknown = sorted(given.keys() - total.keys() - set(negative))
+    if unknown and total:
+        logger.warning(
+            "no event is of the types %s that have a factor; found %s", unknown, sorted(total)
+        )
     for name, factor in given.items():
         if not (np.isfinite(factor) and factor >= 0):
             raise ValueError(

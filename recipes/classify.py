@@ -36,6 +36,7 @@ from modeling_implicitrec import (
     parse_arguments,
     push_checkpoint,
     question_moments,
+    run_recipe,
 )
 
 
@@ -243,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -9,11 +9,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import requires
 from pathlib import Path
 
-import gradio
-
 import modeling_implicitrec
-from modeling_implicitrec import ImplicitRecProcessor, Showcase, load_sequences, parse_arguments
-from modeling_implicitrec.demo_page import THEME, build_page
+from modeling_implicitrec import (
+    ImplicitRecProcessor,
+    Showcase,
+    load_sequences,
+    parse_arguments,
+    run_recipe,
+)
+
+try:
+    import gradio
+
+    from modeling_implicitrec.demo_page import THEME, build_page
+except ImportError as error:
+    raise SystemExit(f"{error}: the page needs pip install 'implicitrec[app]'") from error
 
 CARD = """---
 title: {title}
@@ -107,4 +117,4 @@ def write_space(args: DemoArguments, histories: dict, catalogue: Path | None) ->
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

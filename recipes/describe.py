@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors.numpy import save_file
 
-from modeling_implicitrec import ImplicitRecProcessor, ItemFeatures, parse_arguments
+from modeling_implicitrec import ImplicitRecProcessor, ItemFeatures, parse_arguments, run_recipe
 
 
 @dataclass
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

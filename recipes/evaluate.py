@@ -14,17 +14,17 @@ import numpy as np
 from datasets import Dataset
 
 from modeling_implicitrec import (
-    ImplicitRecForScoring,
-    ImplicitRecProcessor,
     ModelScorer,
     did_it_happen,
     evaluate,
     evaluate_by_history_length,
     fit_baselines,
+    load_checkpoint,
     load_sequences,
     parse_arguments,
     push_checkpoint,
     results_table,
+    run_recipe,
     user_counts,
     write_model_card,
 )
@@ -66,11 +66,9 @@ class EvaluateArguments:
 def main() -> None:
     (args,) = parse_arguments(EvaluateArguments)
     splits = load_sequences(Path(args.data_dir) / "sequences")
-    processor = ImplicitRecProcessor.from_pretrained(args.model)
+    model, processor = load_checkpoint(args.model)
     training = read_json(Path(args.model) / "training.json") or {}
     check_parts(args, learnt_from=training.get("part", args.train_split))
-    model = ImplicitRecForScoring.from_pretrained(args.model)
-    processor.check_model(model.config)
     train, rows = splits[args.train_split], splits[args.split]
     baselines = fit_baselines(
         args.baselines,
@@ -126,8 +124,15 @@ def full_ranking(
     print(f"\n{args.split}, {title}: {asked}\n")
     print(results_table(found, [f"{name}@{k}" for k in args.ks for name in SHOWN]), flush=True)
     results = {name: result.to_dict() for name, result in found.items()}
+    for key, (low, high) in model.intervals.items():
+        if key.startswith(SHOWN[0]):
+            print(f"\n{key} of {scorers[0].name}: 95 % interval over users {low:.4f} to {high:.4f}")
     lengths = np.asarray(rows["length"])[model.user_rows]
-    results[scorers[0].name]["groups"] = model.by_group(length_groups(lengths))
+    groups = length_groups(lengths)
+    shortest_first = sorted(
+        model.by_group(groups).items(), key=lambda one: lengths[groups == one[0]].min()
+    )
+    results[scorers[0].name]["groups"] = dict(shortest_first)
     return results
 
 
@@ -157,6 +162,7 @@ def write_card(args: EvaluateArguments, model, processor, results: dict, trainin
         training=training,
     )
     print(f"\nmodel card: {card}")
+    print(f"next: python recipes/recommend.py --model {args.model} --data_dir {args.data_dir}")
 
 
 def by_length(
@@ -220,4 +226,4 @@ def read_json(path: Path) -> dict | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from modeling_implicitrec import (
-    ImplicitRecForScoring,
-    ImplicitRecProcessor,
     ModelScorer,
     OnnxScorer,
     evaluate,
     export_onnx,
+    load_checkpoint,
     load_sequences,
     parse_arguments,
     quantize_onnx,
     results_table,
+    run_recipe,
 )
 
 
@@ -40,9 +40,7 @@ def main() -> None:
     (args,) = parse_arguments(ExportArguments)
     rows = load_sequences(Path(args.data_dir) / "sequences")[args.split]
     rows = rows.select(range(min(args.max_users, len(rows))))
-    processor = ImplicitRecProcessor.from_pretrained(args.model)
-    model = ImplicitRecForScoring.from_pretrained(args.model)
-    processor.check_model(model.config)
+    model, processor = load_checkpoint(args.model)
     scorers: list = [ModelScorer(model)]
     floats = Path(args.model) / "model.onnx"
     files = {"onnx": export_onnx(model, floats, times="timestamps" in rows.column_names)}
@@ -68,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -37,6 +37,7 @@ from modeling_implicitrec import (
     load_sequences,
     load_shared_weights,
     parse_arguments,
+    run_recipe,
     save_checkpoint,
     shared_weights,
 )
@@ -211,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -31,6 +31,7 @@ from modeling_implicitrec import (
     PriorCallback,
     PrivacyPlan,
     PrivateTrainer,
+    ProcessorCallback,
     RowWiseAdamW,
     RunRecord,
     SequenceRows,
@@ -49,6 +50,7 @@ from modeling_implicitrec import (
     read_period,
     reduce_logits_to_hits,
     resume_point,
+    run_recipe,
     transfer_weights,
     write_model_card,
 )
@@ -313,7 +315,6 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
 def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> None:
     """Write what goes with the weights: processor, record, and a card without results yet."""
     folder = Path(trainer.args.output_dir)
-    processor.adapt_to(trainer.model.config)
     processor.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(made, indent=2))
     for results in folder.glob("results_*.json"):  # of an earlier training
@@ -335,12 +336,10 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
 def draw(args: FinetuneArguments, trainer: Trainer, folder: Path) -> None:
     """The plot of the training, which the card shows; of a private run none, as its losses are exact."""
     (folder / "plots" / "training.png").unlink(missing_ok=True)
-    if args.dp_epsilon:
-        return
-    if find_spec("matplotlib") is None:
+    if not args.dp_epsilon and find_spec("matplotlib") is None:
         print("no plot of the training: it needs pip install 'implicitrec[report]'")
-        return
-    plot_training(trainer.state.log_history, folder)
+    elif not args.dp_epsilon:
+        plot_training(trainer.state.log_history, folder)
 
 
 def push(training: TrainingArguments) -> None:
@@ -362,8 +361,10 @@ def main() -> None:
     push_to_hub, training.push_to_hub = training.push_to_hub, False
     train, validation, processor = load(args)
     model = build_model(args, processor, train)
+    processor.adapt_to(model.config)
     collator = build_collator(args, training, model, processor)
     trainer = build_trainer(args, training, model, collator, train, validation)
+    trainer.add_callback(ProcessorCallback(processor))
     trainer.train(resume_from_checkpoint=resume_point(training) if args.resume else None)
     if args.tune == "lora":
         merge_lora(model)
@@ -376,4 +377,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

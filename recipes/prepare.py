@@ -1,7 +1,8 @@
 """Log to token-and-weight sequences: `python recipes/prepare.py recipes/<log>/prepare.yaml`.
 
 Reads and cleans the events, cuts them into train, validation and test, fits the processor on the
-training part only, encodes everything, and writes one folder that `finetune.py` takes. `report.html` in it
+training part only, encodes everything, and writes one folder that `finetune.py` takes; `latest` in it are
+everybody's whole histories, which `recommend.py` takes. `report.html` in it
 shows what cleaning did. `--append FILE` adds the rows of new days to what was prepared before.
 `--push_to_hub true --hub_dataset_id user/name` sends the sequences, under pseudonyms, to a private data set
 of the Hub: only with `--histories_may_leave true`.
@@ -12,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from modeling_implicitrec import (
     parse_arguments,
     profile_events,
     push_sequences,
+    run_recipe,
     save_events,
     save_sequences,
     temporal_split,
@@ -155,6 +157,14 @@ def without_secrets(source: Any) -> Any:
     return hide_secrets(source) if isinstance(source, str) else source
 
 
+def fill(kind: type, values: dict, key: str) -> Any:
+    """The dataclass with these values; a name that it does not have ends the recipe."""
+    known = [one.name for one in fields(kind)]
+    if unknown := sorted(map(str, values.keys() - set(known))):
+        raise SystemExit(f"{key} does not know {unknown}; it takes {', '.join(known)}")
+    return kind(**values)
+
+
 def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
     """The clean events, and a table of `item_id` and `name` where the source has one."""
     if args.append:
@@ -163,23 +173,22 @@ def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
             kept, read_source(args.append)[0], memory_limit=args.memory_limit
         ), None
     options = {
-        "cleaning": CleaningOptions(**args.cleaning),
+        "cleaning": fill(CleaningOptions, args.cleaning, "cleaning"),
         "shared_items": args.shared_items,
         "memory_limit": args.memory_limit,
     }
     if args.platforms:
         logs = {name: read_source(one["source"])[0] for name, one in args.platforms.items()}
         schemas = {
-            name: EventSchema(**args.columns | one.get("columns", {}))
+            name: fill(EventSchema, args.columns | one.get("columns", {}), "columns")
             for name, one in args.platforms.items()
         }
         return load_events(logs, schemas, **options), None
     source, names = read_source(args.source)
-    return load_events(source, EventSchema(**args.columns), **options), names
+    return load_events(source, fill(EventSchema, args.columns, "columns"), **options), names
 
 
-def split_events(args: PrepareArguments, events: Events) -> DatasetDict:
-    sequences = build_sequences(events)
+def split_sequences(args: PrepareArguments, sequences: Dataset) -> DatasetDict:
     types = args.target_event_types
     both = sorted(set(types) & set(args.negative_event_types))
     if both:
@@ -194,7 +203,7 @@ def split_events(args: PrepareArguments, events: Events) -> DatasetDict:
 
 def public_processor(args: PrepareArguments) -> ImplicitRecProcessor:
     """Of a public catalogue and given factors; what would sum over people is refused."""
-    cleaning = CleaningOptions(**args.cleaning)
+    cleaning = fill(CleaningOptions, args.cleaning, "cleaning")
     learnt = {
         "cleaning.min_item_events": (cleaning.min_item_events, 1),
         "cleaning.clip_quantile": (cleaning.clip_quantile, None),
@@ -325,13 +334,15 @@ def main() -> None:
         raise SystemExit("pseudonym_key must not lie in output_dir, which is pushed and made anew")
     events, names = read_events(args)
     print(events.report)
-    splits = split_events(args, events)
+    sequences = build_sequences(events)
+    splits = split_sequences(args, sequences)
     processor = fit_processor(args, splits["train"])
     encoded = encode_splits(splits, processor)
     target = Path(args.output_dir)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_sequences(encoded, partial / "sequences")
+    save_sequences(encode_splits({"latest": sequences}, processor), partial / "latest")
     processor.save_pretrained(partial / "processor")
     write_report(args, events, encoded, processor, partial)
     if args.keep_events or args.append:
@@ -352,9 +363,10 @@ def main() -> None:
         print(f"{share:.1%} of the test's held-out items are too new or too rare to be in a list")
     if Path(target, KEPT[0]).exists():
         print(f"next: python recipes/finetune.py {target / KEPT[0]}")
+        print(f"then: python recipes/evaluate.py {target / KEPT[1]}")
     if args.push_to_hub:
         push(args)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

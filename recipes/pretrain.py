@@ -32,6 +32,7 @@ from modeling_implicitrec import (
     load_sequences,
     parse_arguments,
     reduce_logits_to_hits,
+    run_recipe,
 )
 
 
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -1,5 +1,6 @@
-"""Recommend from a checkpoint alone: `python recipes/recommend.py recipes/<log>/recommend.yaml`.
+"""Recommend what comes next: `python recipes/recommend.py recipes/<log>/recommend.yaml`.
 
+Reads everybody's whole history, those events too that evaluation asks for.
 Prints one user's recommendations; with `--output_dir`, writes those of all users as Parquet shards. The
 same command goes on after a kill, and under `accelerate launch` the processes share the work.
 """
@@ -17,9 +18,11 @@ from modeling_implicitrec import (
     DataCollatorForNextItem,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    load_checkpoint,
     load_sequences,
     parse_arguments,
     recommend_users,
+    run_recipe,
 )
 
 
@@ -42,16 +45,14 @@ class RecommendArguments:
 
 def main() -> None:
     (args,) = parse_arguments(RecommendArguments)
-    rows = load_sequences(Path(args.data_dir) / "sequences")["test"]
-    processor = ImplicitRecProcessor.from_pretrained(args.model)
-    model = ImplicitRecForScoring.from_pretrained(args.model)
-    processor.check_model(model.config)
+    rows = load_sequences(Path(args.data_dir) / "latest")["latest"]
+    model, processor = load_checkpoint(args.model)
     if args.output_dir is not None:
         recommend_all(args, model, processor, rows)
         return
     users = [str(user) for user in rows["user_id"]]
     if args.user_id is not None and str(args.user_id) not in users:
-        raise SystemExit(f"user {args.user_id!r} is not in the test part of {args.data_dir}")
+        raise SystemExit(f"user {args.user_id!r} is not in {args.data_dir}")
     row = rows[users.index(str(args.user_id)) if args.user_id is not None else 0]
     names = read_names(Path(args.data_dir) / "item_names.parquet")
     history = processor.decode_items(row["input_ids"][-args.recent :])
@@ -61,7 +62,7 @@ def main() -> None:
     collator = DataCollatorForNextItem(
         model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
     )
-    batch = collator([row])
+    batch = collator([row | {"target_ids": []}])
     del batch["target_ids"]
     top = model.recommend(**batch, top_k=args.top_k, exclude_seen=args.exclude_seen)
     print(f"\n{args.top_k} recommendations{' of new items' if args.exclude_seen else ''}")
@@ -107,4 +108,4 @@ def read_names(path: Path) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

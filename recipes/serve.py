@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import uvicorn
 
-from modeling_implicitrec import hide_secrets, parse_arguments
-from modeling_implicitrec.service import ServiceSettings, create_app
+from modeling_implicitrec import hide_secrets, parse_arguments, run_recipe
+
+try:
+    import uvicorn
+
+    from modeling_implicitrec.service import ServiceSettings, create_app
+except ImportError as error:
+    raise SystemExit(f"{error}: serving needs pip install 'implicitrec[serve]'") from error
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -81,4 +86,4 @@ def find_index(kind: str):
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -27,7 +27,6 @@ FLOORS = (
         "next_items",
         "pairs_implicitrec",
         "rows",
-        "checkpoints",
         "activity_regression",
     },
     {"source_schema", "database_tables", "cleaning"},
@@ -60,6 +59,7 @@ FLOORS = (
     },
     {
         "ranking",
+        "checkpoints",
         "baselines",
         "scoring",
         "explanation",

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from transformers import TrainingArguments
 
-from modeling_implicitrec.arguments import parse_arguments
+from modeling_implicitrec.arguments import parse_arguments, run_recipe
 
 
 @dataclass
@@ -189,3 +189,23 @@ def test_training_arguments(tmp_path):
         ValueError, match=r"unknown key 'lerning_rate' .* did you mean 'learning_rate'"
     ):
         parse_arguments(TrainingArguments, args=["--lerning_rate", "1"])
+
+
+def test_a_recipe_ends_with_the_message_of_what_the_package_refuses(monkeypatch):
+    def refused():
+        parse_arguments(Data, args=["--nothing", "1"])
+
+    def failed():
+        int("no number")
+
+    with pytest.raises(SystemExit, match="^error: unknown key 'nothing'"):
+        run_recipe(refused)
+    with pytest.raises(ValueError, match="invalid literal"):  # a fault: its traceback is wanted
+        run_recipe(failed)
+
+
+def test_help_has_plain_per_cent_signs(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(TrainingArguments, args=["--help"])
+    text = capsys.readouterr().out
+    assert "20%" in text and "%%" not in text

@@ -1,6 +1,7 @@
 """A whole user base in shards: the lists of the model, resumed after a kill, shared by processes."""
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -107,3 +108,9 @@ def test_a_folder_of_something_else_is_refused(world, tmp_path):
     other = ImplicitRecForScoring(model.config)
     with pytest.raises(ValueError, match="another model"):
         recommend_users(other, processor, rows, tmp_path, options=OPTIONS)
+
+
+def test_the_folder_is_read_as_one_table(world, tmp_path):
+    model, processor, rows = world
+    recommend_users(model, processor, rows, tmp_path, options=OPTIONS)
+    assert set(pd.read_parquet(tmp_path)["user_id"]) == set(rows["user_id"])

@@ -319,3 +319,20 @@ def test_memory_limit_holds_and_the_database_is_removed(tmp_path) -> None:
     with pytest.raises(ValueError, match="empty"):
         load_events(small_log()[:0], temp_directory=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_without_times_the_report_says_what_the_order_is() -> None:
+    log = pd.DataFrame({"user_id": [1, 1], "item_id": ["a", "b"], "place": [2, 1]})
+    unordered = load_events(log, EventSchema(timestamp=None)).report
+    assert unordered.notes == {"order of events": "that of the rows, there are no times"}
+    assert load_events(log, EventSchema(timestamp=None, order="place")).report.notes == {}
+
+
+def test_numbers_stand_under_numbers_whatever_the_examples_say() -> None:
+    path = "folder/" * 20 + "log.csv"
+    example = {"file": path, "row": 7, "column": "ts", "value": "soon"}
+    reason = "unparsable timestamp"
+    report = CleaningReport(1200, 1199, {reason: 1}, {}, {reason: [example]})
+    lines = str(report).splitlines()
+    assert len({len(line) for line in lines[:3]}) == 1 and lines[0].endswith("  1,200")
+    assert len(lines[0]) < len(path)

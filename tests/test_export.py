@@ -1,5 +1,7 @@
 """An exported model gives the model's scores, for batches and lengths it was not exported with."""
 
+import logging
+
 import pytest
 import torch
 
@@ -107,3 +109,13 @@ def test_a_recurrent_model_is_refused(tmp_path):
     recurrent = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=5, sequence_mixer="gru"))
     with pytest.raises(ValueError, match="GRU"):
         export_onnx(recurrent, tmp_path / "model.onnx")
+
+
+def test_exporting_is_quiet(tmp_path, caplog, recwarn):
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=101, hidden_size=8))
+    made = export_onnx(model, tmp_path / "model.onnx")
+    quantize_onnx(made, tmp_path / "model.int8.onnx")
+    said = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert not said and not recwarn.list
+    logging.getLogger("after").warning("heard")
+    assert "heard" in caplog.text

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 
 from modeling_implicitrec import (
@@ -306,3 +307,16 @@ def test_a_negative_type_that_never_occurs_is_named_in_the_log(caplog):
     assert not caplog.records
     processor(negative_event_types=["bye"])
     assert "['bye']; found ['buy', 'view']" in caplog.text
+
+
+def test_a_factor_of_a_type_that_never_occurs_is_named_in_the_log(caplog):
+    log = {"item_id": ["a", "b"], "event_type": ["view", "buy"]}
+    ImplicitRecProcessor.fit(log, event_type_weights={"view": 1, "buy": 3})
+    assert not caplog.records
+    ImplicitRecProcessor.fit(log, event_type_weights={"purchase": 3})
+    assert "['purchase'] that have a factor; found ['buy', 'view']" in caplog.text
+
+
+def test_sequences_are_pointed_to_their_columns():
+    with pytest.raises(ValueError, match="through training_columns"):
+        ImplicitRecProcessor.fit(Dataset.from_dict({"item_ids": [["a", "b"]]}))

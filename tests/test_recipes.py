@@ -17,6 +17,8 @@ from transformers import AutoModel
 
 import modeling_implicitrec  # noqa: F401 AutoModel knows the model by it
 
+from modeling_implicitrec import load_sequences
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 FINETUNE = [p for p in sorted(RECIPES.glob("*/*.yaml")) if "data_dir" in p.read_text()]
@@ -235,8 +237,11 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("implicitrec", "popularity", "own frequency"))
     assert "did it happen?" in printed and "held-out items" in printed
+    assert "95 % interval over users" in printed
     results = json.loads((trained / "results_test.json").read_text())
     assert set(results) == {"all", "new"}
+    names = list(results["all"]["implicitrec"]["groups"])
+    assert names[0].startswith("up to") and names[-1].startswith("over")  # short histories first
     assert "popularity" in (trained / "README.md").read_text()
 
 
@@ -296,6 +301,56 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", path, "--learning_rat", "1")
     with pytest.raises(SystemExit, match="no prepared data in"):
         run("finetune", path, "--data_dir", str(tmp_path / "none"))
-    with pytest.raises(SystemExit, match="user '999' is not in the test part"):
+    with pytest.raises(SystemExit, match="user '999' is not in"):
         options = {"model": trained, "data_dir": data, "user_id": 999}
         run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
+
+
+def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_path):
+    latest = load_sequences(data / "latest")["latest"]
+    test = load_sequences(data / "sequences")["test"]
+    assert latest.num_rows == 40 >= test.num_rows
+    whole = dict(zip(latest["user_id"], latest["input_ids"]))
+    for user, history, targets in zip(test["user_id"], test["input_ids"], test["target_ids"]):
+        assert whole[user][: len(history)] == history
+        assert set(whole[user][len(history) :]) == set(targets)
+    options = {"model": trained, "data_dir": data, "output_dir": tmp_path / "lists"}
+    run("recommend", *words(options))
+    assert sorted(pd.read_parquet(tmp_path / "lists")["user_id"]) == list(range(40))
+
+
+def test_a_checkpoint_of_the_training_is_whole(data, trained, tmp_path):
+    run("recommend", *words({"model": trained / "checkpoint-2", "data_dir": data}))
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "killed" / "checkpoint-2")
+    for name in ("evaluate", "recommend"):
+        with pytest.raises(SystemExit, match="no checkpoint in .*--resume true, or name .*-2$"):
+            run(name, *words({"model": tmp_path / "killed", "data_dir": data}))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            {"columns": "{user: who}"},
+            r"columns does not know \['user'\]; it takes user_id, item_id",
+        ),
+        ({"columns": "{user_id: who}"}, "^error: no column 'who' .for user_id. in .*log.csv"),
+        ({"cleaning": "{bots: 1}"}, r"cleaning does not know \['bots'\]"),
+        ({"target_event_types": "[sold]"}, "^error: target_event_types must be types of the log"),
+    ],
+)
+def test_a_wrong_recipe_ends_in_one_line(data, tmp_path, given, message):
+    options = {"source": data.parent / "log.csv", "output_dir": tmp_path / "data"}
+    options |= {"columns": "{event_type: event_type}", "report_page": "false"}
+    with pytest.raises(SystemExit, match=message):
+        run("prepare", *words(options | given))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "name, package, extra", [("serve", "uvicorn", "serve"), ("demo_app", "gradio", "app")]
+)
+def test_a_recipe_names_the_extra_that_it_needs(name, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf"{package}.*pip install 'implicitrec\[{extra}\]'"):
+        run(name, "--help")

@@ -179,3 +179,30 @@ def test_collapse_repeats_loses_no_count() -> None:
         len(set(zip(row["item_ids"], row["event_types"], strict=True))) == len(row["item_ids"])
         for row in collapsed
     )
+
+
+@pytest.mark.parametrize("column", ["count", "item_id"])
+def test_rows_that_are_sorted_are_no_order_in_time(column, caplog) -> None:
+    generator = np.random.default_rng(0)
+    users = np.repeat(np.arange(20), 6)
+    items = [
+        f"i{item}" for item in generator.permuted(np.tile(np.arange(6), (20, 1)), axis=1).ravel()
+    ]
+    log = pd.DataFrame({"user_id": users, "item_id": items})
+    log["count"] = generator.integers(1, 1000, len(log))
+    schema = EventSchema(timestamp=None, count="count")
+    leave_last_out(build_sequences(load_events(log, schema)))
+    assert not caplog.records
+    fallen = log.sort_values(["user_id", column], ascending=[True, False])
+    leave_last_out(build_sequences(load_events(fallen, schema)))
+    assert "sorted by " + {"count": "counts", "item_id": "item_ids"}[column] in caplog.text
+    caplog.clear()
+    timed = fallen.assign(timestamp=np.arange(len(log)) + 1e9)  # in that order indeed
+    leave_last_out(build_sequences(load_events(timed, EventSchema(count="count"))))
+    assert not caplog.records
+
+
+def test_target_types_are_a_list() -> None:
+    log = Dataset.from_dict({"user_id": [1], "item_ids": [[1, 2]], "event_types": [["a", "buy"]]})
+    with pytest.raises(ValueError, match="expected a list of types, got 'buy'"):
+        leave_last_out(log, target_event_types="buy")

@@ -20,7 +20,8 @@ def test_a_column_missing_in_one_file_is_named_with_it(tmp_path, ending) -> None
     write(tmp_path / f"b.{ending}", small_log().rename(columns={"timestamp": "Time_stamp"}))
     said = refused(tmp_path)
     assert f"no column 'timestamp' (for timestamp) in {tmp_path}/b.{ending}; it has" in said
-    assert said.endswith("did you mean 'Time_stamp'?")
+    assert "; did you mean 'Time_stamp'?; say which it is: columns {timestamp: ...}" in said
+    assert said.endswith("null or None where the log has no times")
 
 
 def test_json_may_leave_out_what_is_optional(tmp_path) -> None:
