@@ -261,7 +261,7 @@ def test_the_recipe_trains_privately_and_says_so(tmp_path, public):
 
 
 def test_private_training_refuses_a_vocabulary_of_the_log(tmp_path):
-    with pytest.raises(ValueError, match="prepared with a catalogue"):
+    with pytest.raises(SystemExit, match="prepared with a catalogue"):
         learn(tmp_path / "run", log_of(20), dp_epsilon=4, max_steps=1)
 
 
