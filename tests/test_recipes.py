@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModel
 
 import modeling_implicitrec  # noqa: F401 AutoModel knows the model by it
-
 from modeling_implicitrec import load_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
