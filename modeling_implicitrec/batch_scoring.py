@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,15 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from .collation import FLOATS, INPUTS
+from .configuration_implicitrec import ImplicitRecConfig
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
-from .ranking import pad_tokens, row_batches, top_k
+from .ranking import top_k
 from .retrieval import table_fingerprint
+from .rows import RowTables
 from .scoring import ModelScorer
+from .weights_implicitrec import collapse
 
 MANIFEST = "_recommendations.json"  # readers of a folder of Parquet pass over such names
 
@@ -126,27 +129,37 @@ def _shard(
     bar: Any,
 ) -> pa.Table:
     """The recommendations of a shard's users, in their order; like lengths are scored together."""
-    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    names = [name for name in INPUTS if name in rows.column_names]
+    histories = past = RowTables(rows, names)
+    if scorer.model.config.collapse_repeats:
+        past = histories.changed(collapse)
+    order = np.argsort(np.diff(past.columns["input_ids"][1]), kind="stable")
     k = min(options.top_k, processor.vocab_size - 1)
     tokens = np.zeros((len(rows), k), dtype=np.int64)
     scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
-    names = [name for name in rows.column_names if name != "user_id"]
-    for places, batch in _batches(rows.select_columns(names), order, options.batch_size):
-        values = scorer.score(batch)
-        seen = pad_tokens([row["input_ids"] for row in batch])
-        exclude = torch.from_numpy(seen) if options.exclude_seen else None
-        best, worth = top_k(values, k, exclude=exclude)
+    for start in range(0, len(rows), options.batch_size):
+        places = order[start : start + options.batch_size]
+        values = scorer.score_batch(_inputs(past, places, scorer.model.config))
+        if options.exclude_seen:
+            seen = torch.from_numpy(histories.latest("input_ids", places))
+            values.scatter_(1, seen.long(), -torch.inf)
+        best, worth = top_k(values, k)
         tokens[places], scores[places] = best.numpy(), worth.numpy()
-        bar.update(len(batch))
+        bar.update(len(places))
     return _table(rows, processor, tokens, scores)
 
 
-def _batches(
-    rows: Dataset, order: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, Sequence[dict]]]:
-    """Rows in this order, and where each stands."""
-    for start, batch in enumerate(row_batches(rows.select(order), batch_size)):
-        yield order[start * batch_size : (start + 1) * batch_size], batch
+def _inputs(
+    past: RowTables, places: np.ndarray, config: ImplicitRecConfig
+) -> dict[str, torch.Tensor]:
+    """The latest events of some users as the inputs of the model."""
+    batch = {
+        name: torch.from_numpy(past.latest(name, places, config.max_position_embeddings)).to(
+            torch.float if name in FLOATS else torch.long
+        )
+        for name in past.columns
+    }
+    return batch | {"attention_mask": (batch["input_ids"] > 0).long()}
 
 
 def _table(

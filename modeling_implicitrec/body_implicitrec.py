@@ -17,6 +17,8 @@ from .layers_implicitrec import (
     Memory,
     PlatformEmbedding,
     WeightEmbedding,
+    chosen,
+    last_events,
 )
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import (
@@ -105,13 +107,22 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
         state: Any = self.remember(events, memories, hidden, cache)
         return BaseModelOutputWithPast(last_hidden_state=hidden, cache=state)
 
+    def last_hidden(self, events: Columns) -> Tensor:
+        """The hidden state after each user's last event, `[batch, hidden_size]`.
+
+        What [`~ImplicitRecModel.forward`] has there, for less: the last block computes no other.
+        """
+        at = last_events(events["input_weights"])
+        return self.advance(events, events["input_ids"].shape[1], None, at)[0][:, 0]
+
     def advance(
-        self, events: Columns, width: int, cache: UserState | None
+        self, events: Columns, width: int, cache: UserState | None, at: Tensor | None = None
     ) -> tuple[Tensor, list[Memory]]:
         """Hidden states `[batch, width, hidden_size]` of the last columns, and what the blocks then keep.
 
         Args:
             events: all columns, those of the cache first.
+            at: `[batch]` one place of each user whose state is asked for, `[batch, 1, hidden_size]`.
         """
         new = slice(events["input_ids"].shape[1] - width, None)
         present = events["input_weights"][:, new] > 0
@@ -124,8 +135,9 @@ class ImplicitRecModel(ImplicitRecPreTrainedModel):
             bias = bias.to(hidden.dtype)
         memories: list[Memory] = [()] * len(self.blocks) if cache is None else list(cache.memories)
         for place, block in enumerate(self.blocks):
-            hidden, memories[place] = block(hidden, present, bias, memories[place])
-        return self.norm(hidden) * present.unsqueeze(-1), memories
+            asked = at if block is self.blocks[-1] else None
+            hidden, memories[place] = block(hidden, present, bias, memories[place], asked)
+        return self.norm(hidden) * chosen(present.unsqueeze(-1), at), memories
 
     def _packs(self) -> bool:
         """Whether events stand end to end, so that no position of padding is computed."""

@@ -19,11 +19,11 @@ def pad_rows(
     rows: Sequence[Sequence[float] | np.ndarray], dtype: torch.dtype, value: float = 0
 ) -> torch.Tensor:
     """Right-pad ragged rows into `[rows, longest]` (at least one column)."""
-    width = max(1, max((len(row) for row in rows), default=1))
-    padded = torch.full((len(rows), width), value, dtype=dtype)
-    for place, row in enumerate(rows):
-        if len(row):
-            padded[place, : len(row)] = torch.from_numpy(np.array(row)).to(dtype)
+    sizes = np.array([len(row) for row in rows], dtype=np.int64)
+    padded = torch.full((len(rows), int(sizes.max(initial=1))), value, dtype=dtype)
+    filled = np.arange(padded.shape[1]) < sizes[:, None]
+    values = np.concatenate([np.asarray(row) for row in rows if len(row)] or [np.zeros(0)])
+    padded[torch.from_numpy(filled)] = torch.from_numpy(values).to(dtype)
     return padded
 
 

@@ -12,6 +12,7 @@ from .pairs_implicitrec import own_counts
 
 SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
 MEAN_STEP = 0.1  # of the running mean of states towards the batch's
+LINE = 16  # floats of a cache line
 SMALLEST = 1e-6  # count; what is left below it is rounding
 
 
@@ -154,6 +155,26 @@ class CooccurrencePrior(nn.Module):
 Prior = CopyPrior | CooccurrencePrior
 
 
+def score_all(bias: Tensor, hidden: Tensor, table: Tensor) -> Tensor:
+    """`bias + hidden @ table.t()`, `[positions, items]`.
+
+    Where nobody asks for a gradient, in rows of whole cache lines: the same numbers in half the time.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.addmm(bias, hidden, table.t())
+    wide = hidden.new_empty(len(hidden), -(-len(table) // LINE) * LINE)
+    return wide[:, : len(table)].copy_(bias).addmm_(hidden, table.t())
+
+
+def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """`table.scatter_add(1, index, values)`; in place where nobody asks for a gradient.
+
+    A copy of all scores takes longer than the few sums.
+    """
+    add = table.scatter_add if torch.is_grad_enabled() else table.scatter_add_
+    return add(1, index, values)
+
+
 def read_rows(table: nn.Embedding, items: Tensor) -> Tensor:
     """The rows of items, without the padding row's special place among gradients."""
     return F.embedding(items, table.weight, sparse=table.sparse)
@@ -259,7 +280,7 @@ class ItemHead(nn.Module):
             chosen = table
             if candidate_ids is not None:
                 chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
-            scores = torch.addmm(bias, hidden, chosen.t())
+            scores = score_all(bias, hidden, chosen)
         if self.cooccurrence is not None:
             scores = self._excite(scores, bias, self.cooccurrence, history, candidate_ids)
         if self.copy is not None:
@@ -295,7 +316,7 @@ class ItemHead(nn.Module):
             candidates = candidate_ids.expand(source.shape[0], -1)
             counts = counts_of(candidates, source, values)
             return scores + excitation(prior, background, counts, candidates)
-        counts = values.new_zeros(source.shape[0], self.vocab_size).scatter_add(1, source, values)
+        counts = add_at(values.new_zeros(source.shape[0], self.vocab_size), source, values)
         if not torch.compiler.is_compiling() and source.shape[1] >= self.vocab_size:
             every = torch.arange(self.vocab_size, device=source.device)
             return scores + excitation(prior, background, counts, every)
@@ -303,7 +324,7 @@ class ItemHead(nn.Module):
         before = background[source] if background.dim() == 1 else background.gather(1, source)
         share = (values / counts.clamp_min(SMALLEST)).detach()
         added = share * excitation(prior, before, counts, source)
-        return scores.scatter_add(1, source, added.to(scores.dtype))
+        return add_at(scores, source, added.to(scores.dtype))
 
 
 ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)

@@ -235,6 +235,11 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+def chosen(values: Tensor, at: Tensor | None) -> Tensor:
+    """`[batch, length, size]` at one place of each row, `[batch, 1, size]`; or all of it."""
+    return values if at is None else values[torch.arange(len(values), device=at.device), at, None]
+
+
 class AttentionMixer(nn.Module):
     """Causal multi-head attention with an additive evidence bias."""
 
@@ -247,7 +252,12 @@ class AttentionMixer(nn.Module):
         self.is_causal = False
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Bias, memory: Memory = ()
+        self,
+        hidden: Tensor,
+        present: Tensor,
+        bias: Bias,
+        memory: Memory = (),
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         batch, length, size = hidden.shape
         qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_size)
@@ -257,6 +267,8 @@ class AttentionMixer(nn.Module):
             return self.o_proj(mixed.reshape(batch, length, size)), ()
         if memory:
             key, value = torch.cat([memory[0], key], dim=2), torch.cat([memory[1], value], dim=2)
+        if at is not None:
+            query, bias = (chosen(v.transpose(1, 2), at).transpose(1, 2) for v in (query, bias))
         name = self.config._attn_implementation
         name = "sdpa" if name == "flex_attention" else name  # histories that are not packed
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
@@ -264,7 +276,7 @@ class AttentionMixer(nn.Module):
         mixed, _ = attend(
             self, query, key, value, bias, scaling=self.head_size**-0.5, dropout=dropout
         )
-        return self.o_proj(mixed.reshape(batch, length, size)), (key, value)
+        return self.o_proj(mixed.reshape(batch, -1, size)), (key, value)
 
 
 def pass_over(hidden: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,14 +296,19 @@ class GRUMixer(nn.Module):
         self.gru = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+        self,
+        hidden: Tensor,
+        present: Tensor,
+        bias: Tensor | None,
+        memory: Memory = (),
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         front, place = pass_over(hidden, present)
         start = memory[0] if memory else torch.zeros_like(hidden[:, 0])  # [batch, size]
         mixed = self.gru(front, start[None])[0]
         reached = torch.cat([start[:, None], mixed], dim=1)  # after no event, one, ...
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return mixed.gather(1, place), (reached[rows, present.sum(1)],)
+        return mixed.gather(1, chosen(place, at)), (reached[rows, present.sum(1)],)
 
 
 class ConvolutionMixer(nn.Module):
@@ -304,7 +321,12 @@ class ConvolutionMixer(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Tensor | None, memory: Memory = ()
+        self,
+        hidden: Tensor,
+        present: Tensor,
+        bias: Tensor | None,
+        memory: Memory = (),
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         front, place = pass_over(hidden, present)
         start = memory[0] if memory else front.new_zeros(front.shape[0], self.reach, front.shape[2])
@@ -312,7 +334,7 @@ class ConvolutionMixer(nn.Module):
         mixed = F.glu(self.conv(inputs.transpose(1, 2)), dim=1).transpose(1, 2)
         last = present.sum(1)[:, None] + torch.arange(self.reach, device=inputs.device)
         last = last.unsqueeze(-1).expand(-1, -1, inputs.shape[2])
-        return self.o_proj(mixed.gather(1, place)), (inputs.gather(1, last),)
+        return self.o_proj(mixed.gather(1, chosen(place, at))), (inputs.gather(1, last),)
 
 
 MIXERS = {"attention": AttentionMixer, "gru": GRUMixer, "convolution": ConvolutionMixer}
@@ -343,9 +365,17 @@ class ImplicitRecBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, present: Tensor, bias: Bias | None, memory: Memory = ()
+        self,
+        hidden: Tensor,
+        present: Tensor,
+        bias: Bias | None,
+        memory: Memory = (),
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
-        """States, and what the mixer keeps: its `memory` of the events before, with the new ones."""
-        mixed, memory = self.mixer(self.mixer_norm(hidden), present, bias, memory)
-        hidden = hidden + self.dropout(mixed)
+        """States, and what the mixer keeps: its `memory` of the events before, with the new ones.
+
+        With `at`, `[batch]`, only the states at these places, `[batch, 1, hidden_size]`.
+        """
+        mixed, memory = self.mixer(self.mixer_norm(hidden), present, bias, memory, at)
+        hidden = chosen(hidden, at) + self.dropout(mixed)
         return hidden + self.dropout(self.mlp(self.mlp_norm(hidden))), memory

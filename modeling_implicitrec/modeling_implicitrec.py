@@ -223,9 +223,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             cache = self._advanced(input_ids, cache=cache, **inputs)[1]
             states, events = cache.last_hidden_state, cache.events
         else:
-            hidden = self.model(input_ids, **inputs).last_hidden_state
             events = event_columns(self.config, input_ids, **inputs)
-            states = hidden[torch.arange(len(hidden)), last_events(events["input_weights"])]
+            states = self.model.last_hidden(events)
         return self._at_last(states, self._prior_inputs(events, query_time))
 
     def _at_last(self, states: Tensor, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """Scores histories against the catalogue batch by batch and keeps the k best items."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -36,26 +37,47 @@ def top_k(
         raise ValueError(f"scores must be float [batch, vocab_size], got {tuple(scores.shape)}")
     if not 1 <= k < scores.shape[1]:
         raise ValueError(f"k must lie in 1..{scores.shape[1] - 1} (the items), got {k}")
-    if torch.isnan(scores[:, 1:]).any():
-        raise ValueError("scores must not be NaN")
     if exclude is not None:
-        scores = scores.masked_fill(_exclusion_mask(exclude, scores), -torch.inf)
-    values, positions = scores[:, 1:].topk(k, dim=1)
+        scores = _without(scores, exclude.to(scores.device))
+    values, positions = best_of_many(scores[:, 1:], k)
+    if torch.isnan(values).any():  # it would be the best
+        raise ValueError("scores must not be NaN")
     return positions + 1, values
 
 
-def _exclusion_mask(exclude: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """`exclude` as a bool mask `[batch, vocab_size]`."""
-    exclude = exclude.to(scores.device)
+def best_of_many(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scores.topk(k, dim=1)`, in a fraction of the time where k is a small part.
+
+    The k best are in the k blocks whose best is highest, or among what is left after whole blocks.
+
+    >>> best_of_many(torch.arange(1024.0)[None], 2)
+    (tensor([[1023., 1022.]]), tensor([[1023, 1022]]))
+    """
+    size = 1 << max(6, int(math.log2(scores.shape[1] / k) / 2))  # about the root, at least 64
+    blocks, rest = divmod(scores.shape[1], size)
+    if blocks <= 2 * k:
+        best, places = scores.topk(k, dim=1)
+        return best, places
+    peaks = scores[:, : blocks * size].unflatten(1, (blocks, size)).amax(2)
+    starts = size * peaks.topk(k, dim=1).indices  # [rows, k]
+    within = torch.arange(size, device=scores.device)
+    last = blocks * size + within[:rest].expand(len(scores), rest)
+    places = torch.cat([(starts[:, :, None] + within).flatten(1), last], dim=1)
+    best, chosen = scores.gather(1, places).topk(k, dim=1)
+    return best, places.gather(1, chosen)
+
+
+def _without(scores: torch.Tensor, exclude: torch.Tensor) -> torch.Tensor:
+    """The scores, `-inf` where `exclude` says."""
     if exclude.dtype == torch.bool:
         if exclude.shape != scores.shape:
             raise ValueError(f"mask {tuple(exclude.shape)} and scores {tuple(scores.shape)} differ")
-        return exclude
+        return scores.masked_fill(exclude, -torch.inf)
     if exclude.ndim != 2 or len(exclude) != len(scores):
         raise ValueError(f"exclude must be [{len(scores)}, length], got {tuple(exclude.shape)}")
     if exclude.numel() and not 0 <= exclude.min() <= exclude.max() < scores.shape[1]:
         raise ValueError(f"excluded tokens must lie in 0..{scores.shape[1] - 1}")
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, exclude.long(), True)
+    return scores.scatter(1, exclude.long(), -torch.inf)
 
 
 def row_batches(rows: Sequence[Row] | Dataset, batch_size: int) -> Iterator[list[Row]]:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .head_implicitrec import SCALAR_STEP
+from .head_implicitrec import LINE, SCALAR_STEP
 from .live_head import LiveHead, Past, read_pasts
 from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecRecommendation
-from .ranking import pad_tokens
+from .ranking import best_of_many, pad_tokens
 from .reranking import RankingRules
 
-BLOCK = 256  # scores whose best is looked at together
 WIDENED = 65_536  # items of a small table that are made floats at one time
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -69,7 +68,7 @@ class ExactIndex:
         if dtype not in STORED:
             raise ValueError(f"dtype must be one of {list(STORED)}, got {dtype!r}")
         self.size, self.chunk_size = len(table), chunk_size
-        filling = -len(table) % BLOCK  # whole blocks, the last one filled with what is never shown
+        filling = -len(table) % LINE  # rows of whole cache lines, filled with what is never shown
         self.bias = pad(bias.float(), (0, filling), value=-torch.inf)
         self.bias[0] = -torch.inf
         self.scale = None
@@ -77,7 +76,7 @@ class ExactIndex:
             self.scale = table.abs().amax(dim=1).clamp_min(1e-9) / 127
             table = (table / self.scale[:, None]).round()
             self.scale = pad(self.scale, (0, filling))
-        # [hidden_size, whole blocks]
+        # [hidden_size, whole lines]
         self.table = pad(table.to(STORED[dtype]), (0, 0, 0, filling)).t().contiguous()
 
     @torch.no_grad()
@@ -118,25 +117,6 @@ class ExactIndex:
         parts = [states @ part.to(states.dtype) for part in self.table.split(WIDENED, dim=1)]
         scores = torch.cat(parts, dim=1)
         return (scores if self.scale is None else scores * self.scale) + self.bias
-
-
-def best_of_many(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`scores.topk(k, dim=1)` of whole blocks of 256, in a fraction of the time where k is a small part.
-
-    The k best are in the k blocks whose best is highest.
-
-    >>> best_of_many(torch.arange(1024.0)[None], 2)
-    (tensor([[1023., 1022.]]), tensor([[1023, 1022]]))
-    """
-    blocks = scores.shape[1] // BLOCK
-    if blocks <= k:
-        best, tokens = scores.topk(k, dim=1)
-        return best, tokens
-    peaks = scores.unflatten(1, (blocks, BLOCK)).amax(2)
-    starts = BLOCK * peaks.topk(k, dim=1).indices  # [queries, k]
-    tokens = (starts[:, :, None] + torch.arange(BLOCK, device=scores.device)).flatten(1)
-    best, places = scores.gather(1, tokens).topk(k, dim=1)
-    return best, tokens.gather(1, places)
 
 
 class Retriever:

@@ -1,6 +1,7 @@
 """Encoded sequences as Trainer reads them: a row is a few slices of memory-mapped columns."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import TypeAlias
 
 import numpy as np
@@ -120,6 +121,48 @@ class GroupedRows(SequenceRows):
         order = np.delete(order, slice(start, start + rest)).reshape(steps, self.step_rows)
         generator.shuffle(order)
         return rows[np.concatenate([order.ravel(), last])]
+
+
+class RowTables:
+    """Columns of lists as padded tables of many rows at once, for which no row becomes an object.
+
+    Args:
+        rows: with list columns of numbers.
+        names: the columns to read.
+
+    >>> tables = RowTables(Dataset.from_dict({"input_ids": [[3], [1, 2, 4]]}), ["input_ids"])
+    >>> tables.latest("input_ids", np.array([1, 0]), 2).tolist()
+    [[2, 4], [3, 0]]
+    """
+
+    def __init__(self, rows: Dataset, names: Sequence[str]) -> None:
+        table = rows.select_columns(list(names)).with_format("arrow")[:]
+        self.columns = {name: _column(table[name].combine_chunks()) for name in names}
+
+    def latest(self, name: str, places: np.ndarray, most: int | None = None) -> np.ndarray:
+        """The last values, at most so many, of each of these rows: `[places, longest]`, 0 on the right."""
+        values, offsets = self.columns[name]
+        ends = offsets[places + 1].astype(np.int64)
+        sizes = np.minimum(ends - offsets[places], len(values) if most is None else most)
+        column = np.arange(sizes.max(initial=1))
+        filled = column < sizes[:, None]
+        table = np.zeros(filled.shape, dtype=values.dtype)
+        table[filled] = values[((ends - sizes)[:, None] + column)[filled]]
+        return table
+
+    def changed(self, change: Callable[[dict], dict]) -> "RowTables":
+        """With every row, a mapping of its lists, as `change` makes it."""
+        offsets = self.columns["input_ids"][1]
+        made = [
+            change({name: values[start:end] for name, (values, _) in self.columns.items()})
+            for start, end in zip(offsets[:-1], offsets[1:])
+        ]
+        starts = np.cumsum([0, *(len(row["input_ids"]) for row in made)])
+        other = copy(self)
+        other.columns = {
+            name: (np.concatenate([row[name] for row in made]), starts) for name in self.columns
+        }
+        return other
 
 
 Column: TypeAlias = tuple[np.ndarray, np.ndarray] | np.ndarray | pa.Array

@@ -65,7 +65,7 @@ def test_every_user_gets_the_models_list_in_order(world, tmp_path):
 def test_a_killed_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
     model, processor, rows = world
     recommend_users(model, processor, rows, tmp_path / "whole", options=OPTIONS)
-    score, calls = type(model).forward, []
+    score, calls = type(model).last_states, []
 
     def dies(self, *args, **inputs):
         calls.append(1)
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
         return score(self, *args, **inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "forward", dies)
+        patch.setattr(type(model), "last_states", dies)
         with pytest.raises(KeyboardInterrupt):
             recommend_users(model, processor, rows, tmp_path / "cut", options=OPTIONS)
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.parquet")}
