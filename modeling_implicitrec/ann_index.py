@@ -23,6 +23,10 @@ SAMPLES_PER_LIST = 50  # items that each inverted list is trained on
 class AnnIndex:
     """A faiss index over `state · embedding + bias`, the bias as an extra dimension of the items.
 
+    What is there is divided by the length of a state, by which queries then multiply it: the scores stay,
+    but neighbours are told by their embeddings too. Without, the bias is longer than all of an embedding,
+    and the index groups items by popularity alone.
+
     Build one with [`AnnIndex.build`], or load what was saved with [`AnnIndex.load`].
     """
 
@@ -38,7 +42,7 @@ class AnnIndex:
 
         Args:
             kind: `"hnsw"` (Malkov and Yashunin, 2016), a graph: fast, about 200 bytes an item more than
-                the table; or `"ivfpq"` (Jégou et al., 2011), lists of quantised items: a twentieth
+                the table; or `"ivfpq"` (Jégou et al., 2011), lists of quantised items: a tenth
                 of the table's size.
             seed: of the items that the quantiser learns from.
 
@@ -53,10 +57,12 @@ class AnnIndex:
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-        vectors = with_bias(*item_vectors(model))
+        table, bias = item_vectors(model)
+        asked = max(float(model.model.norm.weight.detach().norm()), 1.0)
+        vectors = with_bias(table, bias / asked)
         index = _hnsw(vectors) if kind == "hnsw" else _ivfpq(vectors, seed)
         index.add(vectors)
-        made = {"kind": kind, "items": len(vectors), "faiss": faiss.__version__}
+        made = {"kind": kind, "items": len(vectors), "faiss": faiss.__version__, "asked": asked}
         return cls(index, made | {"table_sha256": table_fingerprint(model)})
 
     def search(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -65,13 +71,14 @@ class AnnIndex:
         Args:
             states: `[queries, hidden_size]`.
         """
-        ones = torch.ones(len(states), 1)
+        size = states.shape[1]
         queries = np.zeros((len(states), self.index.d), dtype=np.float32)
-        queries[:, : states.shape[1] + 1] = torch.cat([states.cpu().float(), ones], 1).numpy()
+        queries[:, :size] = states.cpu().float().numpy()
+        queries[:, size] = self.made["asked"]
         if self.made["kind"] == "hnsw":
             options = faiss.SearchParametersHNSW(efSearch=max(128, 2 * k))
         else:
-            options = faiss.SearchParametersIVF(nprobe=max(8, self.index.nlist // 16))
+            options = faiss.SearchParametersIVF(nprobe=max(8, self.index.nlist // 32))
         scores, places = self.index.search(queries, k, params=options)
         found = torch.from_numpy(places + 1)
         values = torch.from_numpy(scores).masked_fill(found == 0, -torch.inf)
@@ -108,9 +115,10 @@ class AnnIndex:
         made = json.loads(path.with_suffix(".json").read_text())
         if made.pop("file_sha256") != file_sha256(path):
             raise ValueError(f"{path.name} is not the file that {path.stem}.json describes")
-        if made["table_sha256"] != table_fingerprint(model):
+        if made["table_sha256"] != table_fingerprint(model) or "asked" not in made:
             raise ValueError(
-                f"{path.name} was built from other item embeddings than the model has; build it anew"
+                f"{path.name} was built from other item embeddings than the model has, or by an earlier "
+                "version; build it anew"
             )
         return cls(faiss.read_index(str(path)), made)
 

@@ -16,6 +16,7 @@ from .ranking import best_of_many, pad_tokens
 from .reranking import RankingRules
 
 WIDENED = 65_536  # items of a small table that are made floats at one time
+WIDER = 5  # times the items asked for are taken from an approximate index, and scored exactly
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -225,7 +226,7 @@ class Retriever:
             tokens, scores = index.search(states, depth, added=added, barred=left_out)
             return tokens.cpu().numpy(), scores[:, -1].cpu().numpy()
         most = max((len(own) for own in barred), default=0)
-        tokens, scores = index.search(states, min(2 * depth + most, len(self.table) - 1))
+        tokens, scores = index.search(states, min(WIDER * depth + most, len(self.table) - 1))
         found = tokens.cpu().numpy()
         if added is not None:
             raised = (added > 0).nonzero()[:, 0].cpu().numpy()

@@ -9,6 +9,7 @@ acknowledged event of, or one that is out of stock; and no answer may have been 
 
 import json
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -155,12 +156,12 @@ def findings(replay: Replay, database: Path) -> dict:
 
 def markdown(found: dict) -> str:
     """What was found as a page of the documentation."""
-    lines = ["# A server that is killed", ""]
+    lines = ["# A server that is killed", "", f"`{found['command']}`", ""]
     lines += [
         f"`kill -9` {found['kills']} times while clients replayed a log; afterwards the store was"
     ]
     lines += ["compared with what had been acknowledged.", "", "| | |", "|---|---:|"]
-    names = [name for name in found if name not in ("kills", "examples", "answers")]
+    names = [name for name in found if name not in ("command", "kills", "examples", "answers")]
     lines += [f"| {name} | {found[name]:,} |" for name in names]
     lines += [f"| answers with status {s} | {times:,} |" for s, times in found["answers"].items()]
     return "\n".join(lines) + "\n"
@@ -183,6 +184,7 @@ def main() -> None:
             seconds=args.seconds,
             clients=args.clients,
         )
+    found |= {"command": " ".join(["python scripts/chaos_serving.py", *sys.argv[1:]])}
     print(json.dumps(found, indent=2))
     if args.output:
         Path(args.output).write_text(json.dumps(found, indent=2) + "\n")

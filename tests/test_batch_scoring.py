@@ -14,6 +14,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     recommend_users,
 )
+from modeling_implicitrec.scoring import ModelScorer
 
 USERS = 23
 OPTIONS = BatchOptions(top_k=3, exclude_seen=True, shard_users=5, batch_size=4)
@@ -59,6 +60,30 @@ def test_every_user_gets_the_models_list_in_order(world, tmp_path):
         best, tokens = scores.topk(left)
         told = found[row["user_id"]]
         assert told["item_ids"] == (processor.decode_items(tokens) if left else [])
+        assert told["scores"] == pytest.approx(best.tolist(), abs=1e-5)
+
+
+def test_histories_that_hold_an_item_once_are_ranked_as_one_by_one(world, tmp_path):
+    rows = world[2]
+    items = {"item_id": [f"i{n}" for n in range(12)]}
+    processor = ImplicitRecProcessor.fit(items)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 8, "max_position_embeddings": 4, "collapse_repeats": True}
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=13, copy_prior=True, **sizes)).eval()
+    torch.nn.init.normal_(model.item_decoder.weight)
+    processor.adapt_to(model.config)
+
+    def doubled(row: dict) -> dict:
+        names = ("input_ids", "input_weights")
+        return {name: row[name] + row[name][:2] for name in names} | {"length": row["length"] + 2}
+
+    rows = rows.map(doubled)
+    recommend_users(model, processor, rows, tmp_path, options=BatchOptions(top_k=3, batch_size=4))
+    scorer = ModelScorer(model)
+    for row, told in zip(rows, read(tmp_path).values()):
+        scores = scorer.score([row])[0]
+        best, tokens = scores[1:].topk(3)
+        assert told["item_ids"] == processor.decode_items(tokens + 1)
         assert told["scores"] == pytest.approx(best.tolist(), abs=1e-5)
 
 

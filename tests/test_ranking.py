@@ -92,3 +92,16 @@ def test_rank_histories_refuses_bad_input() -> None:
         rank_histories(lambda batch: SCORES[:1], rows, k=1, seen="keep", progress=False)
     with pytest.raises(ValueError, match="batch_size"):
         list(row_batches(rows, 0))
+
+
+@pytest.mark.parametrize("items", [30, 1000, 6433])
+def test_the_best_are_found_by_blocks_as_among_all(items: int) -> None:
+    scores = torch.randn(9, items + 1, generator=torch.Generator().manual_seed(0))
+    scores[2, 5:] = -torch.inf
+    wanted = scores[:, 1:].topk(8, dim=1)
+    tokens, values = top_k(scores, 8)
+    assert (values == wanted.values).all()
+    assert (tokens == wanted.indices + 1)[values > -torch.inf].all()
+    scores[4, items] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        top_k(scores, 8)

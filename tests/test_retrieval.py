@@ -1,5 +1,7 @@
 """Retrieval finds what the whole catalogue's scores would, indexes belong to a model, lists obey rules."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from modeling_implicitrec import (
     pinned,
 )
 from modeling_implicitrec.head_implicitrec import counts_of
-from modeling_implicitrec.retrieval import best_of_many
+from modeling_implicitrec.ranking import best_of_many
 
 ITEMS = 3000
 
@@ -153,11 +155,39 @@ def test_an_ann_index_is_saved_and_belongs_to_its_model(kind, least, model, batc
     assert (loaded.search(states, 10)[0] == found).all()
     with pytest.raises(ValueError, match="other item embeddings"):
         ann.AnnIndex.load(tmp_path, make_model(seed=1), kind)
+    told = json.loads(path.with_suffix(".json").read_text())
+    earlier = {name: value for name, value in told.items() if name != "asked"}
+    path.with_suffix(".json").write_text(json.dumps(earlier))
+    with pytest.raises(ValueError, match="earlier version"):
+        ann.AnnIndex.load(tmp_path, model, kind)
+    path.with_suffix(".json").write_text(json.dumps(told))
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(ValueError, match="is not the file"):
         ann.AnnIndex.load(tmp_path, model, kind)
     with pytest.raises(ValueError, match="kind must be"):
         ann.AnnIndex.build(model, "tree")
+
+
+@pytest.mark.parametrize(("kind", "least"), [("hnsw", 0.95), ("ivfpq", 0.8)])
+def test_an_index_finds_the_nearest_though_popularity_is_longer_than_embeddings(kind, least):
+    ann = pytest.importorskip("modeling_implicitrec.ann_index", reason="faiss is not installed")
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(50, 16, generator=generator)
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=12_001, hidden_size=16)).eval()
+    noise = torch.randn(12_001, 16, generator=generator)
+    with torch.no_grad():
+        model.item_decoder.weight.copy_((centres.repeat(241, 1)[:12_001] + 0.5 * noise) / 4)
+    model.fit_item_counts(1e6 / torch.arange(1, 12_002))
+    states = 2 * (centres + torch.randn(centres.shape, generator=generator))
+    exact, _ = ExactIndex(*item_vectors(model)).search(states, 10)
+    found, _ = ann.AnnIndex.build(model, kind).search(states, 50)
+    assert np.mean([np.isin(e, f).mean() for e, f in zip(exact, found)]) > least
+
+
+def test_scores_are_the_same_with_and_without_a_gradient(model, batch):
+    with torch.no_grad():
+        found = model(**batch).logits
+    torch.testing.assert_close(found, model(**batch).logits, atol=1e-5, rtol=0)
 
 
 def test_sources_are_counted_by_search_as_by_comparison():
@@ -171,7 +201,7 @@ def test_sources_are_counted_by_search_as_by_comparison():
     )
 
 
-@pytest.mark.parametrize("size", [10, 256, 20 * 256])
+@pytest.mark.parametrize("size", [10, 256, 20 * 256, 20 * 256 + 7])
 def test_the_best_of_blocks_are_the_best_of_all(size):
     scores = torch.randn(7, size, generator=torch.Generator().manual_seed(0))
     scores[3, : size // 2] = -torch.inf

@@ -234,3 +234,17 @@ def test_recommendations_from_a_state_leave_out_what_it_holds():
     expected = model.recommend(**state.events, top_k=5, **asked)
     assert torch.equal(top.item_tokens, expected.item_tokens)
     assert not (top.item_tokens[:, :, None] == state.events["input_ids"][:, None, :]).any()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_last_state_alone_is_that_among_all(mixer):
+    model = tiny(sequence_mixer=mixer, num_hidden_layers=2)
+    events = at(log(users=5), slice(LIMIT))
+    events["input_ids"][1, 3:] = 0  # padding, and a user without an event
+    events["input_ids"][2] = 0
+    whole = model(**events)
+    places = (events["input_ids"] > 0) & (events["input_weights"] > 0)
+    last = (places * torch.arange(LIMIT)).argmax(1)
+    states, history = model.last_states(**events)
+    assert_same(states, model.state_centre(whole.last_hidden_state[torch.arange(5), last]))
+    assert_same(model.head(states, model.item_table(), history), whole.logits)
