@@ -299,6 +299,20 @@ def test_what_the_page_says_of_five_minutes_is_what_was_measured():
         assert not name.startswith("RecTools") or model["seconds"] < 290
 
 
+def test_what_the_page_says_of_beauty_is_what_was_measured():
+    pages = SCRIPTS.parent / "docs"
+    report = json.loads((pages / "benchmarks" / "five_minutes" / "beauty.json").read_text())
+    models, gap = report["results"]["new"], report["differences"]["new"]
+    assert gap["best of the others"].startswith("co-occurrence") and gap["interval"][0] > 0.002
+    best = models[gap["best of the others"]]["metrics"]["ndcg@10"]["mean"]
+    first, *_, last = [value for _, value in models.pop("implicitrec")["curve"]]
+    assert last / best > 1.1
+    curves = [model["curve"] for model in models.values() if "curve" in model]
+    assert len(curves) == 6 and all(value < first for curve in curves for _, value in curve)
+    whole = json.loads((pages / "results" / "beauty.json").read_text())["results"]["new"]
+    assert f"{whole['implicitrec']['ndcg@10']['mean']:.4f}" == "0.0581"
+
+
 def test_what_the_page_says_of_speed_is_what_was_measured():
     report = json.loads((SCRIPTS.parent / "docs" / "benchmarks" / "training.json").read_text())
     losses = report["results"]["beauty"]
