@@ -37,6 +37,7 @@ class LogStatistics:
         long_length: events that 95 % of the people do not exceed.
         repeat_share: events whose item the same person had before.
         window_days: length of a temporal test; `None` for leave-last-out.
+        ordered: whether times, or an order, say what came after what.
     """
 
     users: int
@@ -45,6 +46,7 @@ class LogStatistics:
     long_length: int
     repeat_share: float
     window_days: float | None = None
+    ordered: bool = True
 
     @property
     def events_an_item(self) -> float:
@@ -64,7 +66,11 @@ class Choice(NamedTuple):
 
 
 def log_statistics(
-    splits: DatasetDict, vocab_size: int, *, window_days: float | None = None
+    splits: DatasetDict,
+    vocab_size: int,
+    *,
+    window_days: float | None = None,
+    ordered: bool = True,
 ) -> LogStatistics:
     """The statistics of encoded sequences.
 
@@ -90,6 +96,7 @@ def log_statistics(
         long_length=int(np.ceil(np.quantile(lengths, 0.95))),
         repeat_share=1 - pairs / len(tokens),
         window_days=window_days,
+        ordered=ordered,
     )
 
 
@@ -100,7 +107,8 @@ def choose_settings(log: LogStatistics) -> list[Choice]:
     >>> {c.key: c.value for c in choose_settings(log)}["model.hidden_dropout_prob"]
     0.5
     """
-    ease = log.window_days is not None and log.items <= EASE_ITEMS
+    many = log.window_days is not None or not log.ordered  # not the next item, but any of many
+    ease = many and log.items <= EASE_ITEMS
     return [*_sizes(log, ease), *_priors(log, ease), *_loss(log), *_schedule(log, ease)]
 
 
@@ -132,15 +140,17 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
     if long and not ease:
         chosen.append(Choice("model.cooccurrence_context", 10, lengths))
     if ease:
-        window = f"the test asks for all items of {log.window_days:g} days"
+        far = "however long ago" if log.ordered else "no column says what came first"
         chosen += [
-            Choice("model.collapse_repeats", True, window),
             Choice("model.cooccurrence_context", 256, "the whole history is read"),
-            Choice("model.cooccurrence_gap_power", 0.0, "however long ago"),
+            Choice("model.cooccurrence_gap_power", 0.0, far),
             Choice("cooccurrence_source", "ease", f"{log.items:,} items"),
             Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
-            Choice("target_window_days", log.window_days, window),
         ]
+    if ease and log.window_days is not None:
+        window = f"the test asks for all items of {log.window_days:g} days"
+        chosen.append(Choice("model.collapse_repeats", True, window))
+        chosen.append(Choice("target_window_days", log.window_days, window))
     return chosen
 
 
@@ -207,6 +217,7 @@ def write_default_recipe(
     Path(folder, "finetune.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     repeats = log.repeat_share >= REPEATS
     baselines = ["popularity", *(["own_frequency"] if repeats else []), "cooccurrence"]
+    baselines += ["ease"] if "cooccurrence_source" in {choice.key for choice in chosen} else []
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
     asked += [f"protocols: [{'all, new' if repeats else 'new'}]"]
     asked += [f"baselines: [{', '.join(baselines)}]"]

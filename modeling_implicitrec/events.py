@@ -91,6 +91,12 @@ class Provenance:
     dropped: dict[str, int]
     examples: dict[str, list] = field(default_factory=dict)
 
+    @property
+    def ordered(self) -> bool:
+        """Whether a column says what came after what."""
+        columns = {name for origin in self.origins for name in origin.schema.mapped()}
+        return not columns.isdisjoint({"timestamp", "order"})
+
 
 class Events:
     """A clean event table in sorted Parquet shards of whole users, and the report of its cleaning.
@@ -325,7 +331,7 @@ def finish_events(cleaner: Cleaner, made: Provenance) -> Events:
     for name, (limit, higher) in limits.items():
         notes |= {f"{name} clipped": higher, f"{name} clipped at": limit}
     notes |= _missing(stored)
-    if not any({"timestamp", "order"} & origin.schema.mapped().keys() for origin in made.origins):
+    if not made.ordered:
         notes["order of events"] = "that of the rows, there are no times"
     rows_out = engine.count(stored)
     report = CleaningReport(made.rows_in, rows_out, cleaner.dropped, notes, made.examples)

@@ -278,7 +278,7 @@ def write_report(args: PrepareArguments, events: Events, encoded, processor, fol
     )
 
 
-def write_recipe(args: PrepareArguments, encoded, processor, folder: Path) -> None:
+def write_recipe(args: PrepareArguments, events, encoded, processor, folder: Path) -> None:
     """Settings that follow from the log; none where nothing may be learnt from it, or can be.
 
     Where days are added, the settings stay that are there.
@@ -288,7 +288,9 @@ def write_recipe(args: PrepareArguments, encoded, processor, folder: Path) -> No
     if args.catalogue or max(encoded["train"]["length"], default=0) < 2:
         return
     window = args.test_days if args.split == "temporal" else None
-    log = log_statistics(encoded, processor.vocab_size, window_days=window)
+    log = log_statistics(
+        encoded, processor.vocab_size, window_days=window, ordered=events.made.ordered
+    )
     output = Path("outputs", Path(args.output_dir).name)
     chosen = write_default_recipe(folder, log, data_dir=args.output_dir, output_dir=output)
     for key, value, reason in chosen:
@@ -349,7 +351,7 @@ def main() -> None:
         save_events(events, partial / "events")
     if names is not None:
         names.to_parquet(partial / "item_names.parquet", index=False)
-    write_recipe(args, encoded, processor, partial)
+    write_recipe(args, events, encoded, processor, partial)
     if args.append:
         for kept in filter(Path.exists, (target / name for name in KEPT)):
             shutil.copy(kept, partial)

@@ -53,6 +53,12 @@ def test_a_large_catalogue_is_sampled_and_a_temporal_test_learns_its_window():
     assert settings(window_days=28.0)["target_window_days"] == 28.0
 
 
+def test_a_log_without_an_order_is_counted_over_whole_histories():
+    chosen = settings(ordered=False)
+    assert chosen["cooccurrence_source"] == "ease" and chosen["model.cooccurrence_gap_power"] == 0
+    assert not {"target_window_days", "model.collapse_repeats", "prior_steps"} & chosen.keys()
+
+
 @pytest.mark.parametrize("users, events", [(2, 4), (10**9, 10**11)])
 def test_logs_of_any_size_get_settings_that_the_model_takes(users, events):
     chosen = settings(users=users, events=events, items=max(2, events // 50))

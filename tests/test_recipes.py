@@ -101,6 +101,9 @@ def test_preparing_says_how_many_held_out_items_no_list_can_hold(tmp_path, capsy
     options["columns"] = "{timestamp: null, order: place}"
     run("prepare", *words(options | {"split": "leave_last_out"}))
     assert "25.0% of the test's held-out items are too new or too rare" in capsys.readouterr().out
+    assert "cooccurrence_source" not in (tmp_path / "data" / "finetune.yaml").read_text()
+    run("prepare", *words(options | {"split": "leave_last_out", "columns": "{timestamp: null}"}))
+    assert "cooccurrence_source: ease" in (tmp_path / "data" / "finetune.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda path: f"{path.parent.name}/{path.name}")
