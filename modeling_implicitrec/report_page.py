@@ -16,7 +16,7 @@ from .events import CleaningReport
 from .report_plots import Bars, Steps, draw_bars, draw_popularity, embed_plot, short_number
 
 TEMPLATE = "report_page_template.html"
-MAX_ROWS = 4  # event types that a plot has room for
+MAX_ROWS = 6  # event types that a plot has room for
 BAR_DAYS = (1, 7, 30, 365)
 MAX_BARS = 120
 SHOWN = (0.001, 0.999)  # of the events before cleaning lie on the days that are shown
