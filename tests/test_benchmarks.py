@@ -313,6 +313,24 @@ def test_what_the_page_says_of_beauty_is_what_was_measured():
     assert f"{whole['implicitrec']['ndcg@10']['mean']:.4f}" == "0.0581"
 
 
+def test_what_the_page_says_of_held_out_events_is_what_was_measured():
+    path = SCRIPTS.parent / "docs" / "results" / "did_it_happen.json"
+    report = json.loads(path.read_text())
+    assert len(report["training seeds"]) >= 3 and "--max_steps -1" in report["command"]
+    reached = {}
+    for log, scorers in report["logs"].items():
+        means = {
+            name: {asked: np.mean(found["paired_accuracy"]) for asked, found in answers.items()}
+            for name, answers in scorers.items()
+        }
+        ours = means.pop("implicitrec")
+        assert all(other[asked] < ours[asked] for other in means.values() for asked in ours)
+        reached[log] = round(float(ours["all, uniform"]), 2)
+    assert reached == {"complete_journey": 0.84, "online_retail": 0.9, "movielens": 0.83}
+    groceries = report["logs"]["complete_journey"]["implicitrec"]["new, popularity"]
+    assert 0.5 < np.mean(groceries["paired_accuracy"]) < 0.55
+
+
 def test_what_the_page_says_of_speed_is_what_was_measured():
     report = json.loads((SCRIPTS.parent / "docs" / "benchmarks" / "training.json").read_text())
     losses = report["results"]["beauty"]
