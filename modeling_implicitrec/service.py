@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Respo
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import generate_latest
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from .history_store import HistoryStore
 from .micro_batching import MicroBatcher, Overloaded
@@ -36,6 +37,15 @@ from .serving import ServingModel, Wish
 from .user_cache import UserCache
 
 logger = logging.getLogger(__name__)
+
+
+class _AnyText(StringConvertor):
+    """What is left of a path, slashes and line breaks included."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("text", _AnyText())
 User = Annotated[Text, Path()]
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -249,7 +259,7 @@ def _add_user_routes(
         service.metrics.events.inc(stored)
         return Stored(stored=stored)
 
-    @app.get("/recommendations/{user:path}", dependencies=checked)
+    @app.get("/recommendations/{user:text}", dependencies=checked)
     async def recommend(
         user: User,
         k: Annotated[int, Query(ge=1, le=200, description="length of the list")] = 10,
@@ -271,7 +281,7 @@ def _add_user_routes(
         made_by, scores = await model(("score", body))
         return Scores(scores=scores, model=made_by)
 
-    @app.delete("/users/{user:path}", dependencies=checked)
+    @app.delete("/users/{user:text}", dependencies=checked)
     async def forget(user: User) -> Forgotten:
         """Delete every event of a user."""
         deleted = await writer(("forget", user))

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_events_change_the_list_and_are_forgotten(client):
     assert client.get("/recommendations/ann").json()["items"] == popular
 
 
+def test_any_text_may_be_a_users_name(client):
+    name = "a/b\nc ~\u00e2"
+    assert client.post("/events", json={"events": [event(name, 7)]}).json() == {"stored": 1}
+    path = quote(name, safe="")
+    assert client.get(f"/recommendations/{path}").json()["user_id"] == name
+    assert [client.delete(f"/users/{path}").json()["deleted"] for _ in range(2)] == [1, 0]
+
+
 def test_scores_are_the_models_for_a_stored_and_a_given_history(client, checkpoint):
     history = [{"item_id": "item 7", "timestamp": 5}, {"item_id": "gone", "timestamp": 6}]
     client.post("/events", json={"events": [{"user_id": "bob", **one} for one in history]})
@@ -209,7 +218,7 @@ def test_an_error_is_counted_and_told_without_its_trace(client, monkeypatch):
     assert answer.json() == {"detail": "internal error"}
     assert client.get("/recommendations/ann").status_code == 200  # the next batch is answered
     text = client.get("/metrics").text
-    assert 'route="/recommendations/{user:path}",status="500"} 1.0' in text
+    assert 'route="/recommendations/{user:text}",status="500"} 1.0' in text
 
 
 def test_a_new_checkpoint_is_swapped_in_without_dropping_a_request(settings, tmp_path):
