@@ -299,6 +299,19 @@ def test_what_the_page_says_of_five_minutes_is_what_was_measured():
         assert not name.startswith("RecTools") or model["seconds"] < 290
 
 
+def test_what_the_page_says_of_articles_is_what_was_measured():
+    report = json.loads((SCRIPTS.parent / "docs" / "benchmarks" / "deskdrop.json").read_text())
+    assert len(report["seeds"]) >= 3
+    gaps = report["differences"]
+    assert gaps["all"]["best of the others"].startswith("co-occurrence")
+    assert gaps["all"]["interval"][0] > 0 > gaps["new"]["interval"][1]
+    assert gaps["new"]["best of the others"].startswith("recent popularity")
+    models = report["results"]["all"]
+    found = models["implicitrec"]["metrics"]["ndcg@10"]["mean"]
+    best = models[gaps["all"]["best of the others"]]["metrics"]["ndcg@10"]["mean"]
+    assert 1.15 < found / best < 1.2
+
+
 def test_what_the_page_says_of_beauty_is_what_was_measured():
     pages = SCRIPTS.parent / "docs"
     report = json.loads((pages / "benchmarks" / "five_minutes" / "beauty.json").read_text())
