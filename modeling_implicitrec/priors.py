@@ -44,7 +44,7 @@ def fit_priors(
         weighted: count pairs by their weights, which needs folds.
 
     Raises:
-        ValueError: for another source, or weights without folds.
+        ValueError: for another source, weights without folds, or `recent_days` where nothing reads them.
 
     >>> from modeling_implicitrec import ImplicitRecConfig
     >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "tea"]})
@@ -55,7 +55,13 @@ def fit_priors(
     """
     config, counts = model.config, processor.item_counts
     train = positive_events(train, processor.negative_event_type_ids)
-    if config.collapse_repeats or not counts.any():
+    by_users = config.collapse_repeats or not counts.any()
+    if recent_days and not by_users and source != "ease":
+        raise ValueError(
+            f"recent_days={recent_days:g} expects collapse_repeats in the model, or the source 'ease': "
+            "else nothing reads it"
+        )
+    if by_users:
         counts = user_counts(train, config.vocab_size, recent_days)
     model.fit_item_counts(counts)
     if not config.num_cooccurrences:

@@ -66,7 +66,7 @@ class FinetuneArguments:
         default="sequence", metadata={"help": "what follows in a sequence, or ease weights"}
     )
     recent_days: float = field(
-        default=0.0, metadata={"help": "popularity and EASE learn what these last days had; 0: all"}
+        default=0.0, metadata={"help": "EASE, and counts of users, learn these last days; 0: all"}
     )
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}

@@ -146,6 +146,8 @@ def test_priors_are_counts_of_events_of_users_or_of_recent_users():
         expected.fit_item_counts(torch.tensor(counts))
         found = told(rows, processor, settings, **options)
         torch.testing.assert_close(found["bias"], expected.head.item_bias.weight.detach())
+    with pytest.raises(ValueError, match="recent_days=0.5 expects collapse_repeats"):
+        told(rows, processor, {}, recent_days=0.5)
 
 
 def test_priors_hold_the_pairs_of_the_positive_events_with_and_without_each_fold():
