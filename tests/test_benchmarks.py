@@ -344,6 +344,18 @@ def test_what_the_page_says_of_held_out_events_is_what_was_measured():
     assert 0.5 < np.mean(groceries["paired_accuracy"]) < 0.55
 
 
+def test_what_the_page_says_of_mixers_is_what_was_measured():
+    path = SCRIPTS.parent / "docs" / "results" / "mixers.json"
+    report = json.loads(path.read_text())
+    assert len(report["training seeds"]) >= 3
+    for log in report["logs"].values():
+        for kind, mixers in log["kinds"].items():
+            for name in ("gru", "convolution"):
+                gap = mixers[name]["against attention"]
+                behind = gap["mean"] < -2 * gap["error"]
+                assert behind == (kind == "without" and name == "gru")
+
+
 def test_what_the_page_says_of_speed_is_what_was_measured():
     report = json.loads((SCRIPTS.parent / "docs" / "benchmarks" / "training.json").read_text())
     losses = report["results"]["beauty"]
