@@ -41,6 +41,15 @@ def portable_buckets(values: Tensor, powers: Tensor) -> Tensor:
     return 2 * place + (1.5 * powers[place] <= values).long()
 
 
+def seconds_before_last(timestamps: Tensor) -> Tensor:
+    """Each event's time by that of its row's last, `[batch, length]`, int32, not positive.
+
+    Whole seconds, so that a gap is the same whatever comes later; within 68 years.
+    """
+    since = timestamps - timestamps.amax(1, keepdim=True)
+    return since.clamp_min(1 - 2**31).int()
+
+
 class TimeKernel(nn.Module):
     """The learned log influence of an event by the log of its age; nothing where there are no times."""
 

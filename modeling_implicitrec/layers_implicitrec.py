@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import SCALAR_STEP, log_buckets
+from .head_implicitrec import SCALAR_STEP, log_buckets, seconds_before_last
 from .packing_implicitrec import packed_attention
 
 EVERY = slice(None)
@@ -195,9 +195,7 @@ class EvidenceBias(nn.Module):
         distance = distance.clamp(0, self.position.num_embeddings - 1)
         bias = BucketLookup.apply(self.position.weight, distance)  # [heads, batch, new, length]
         if timestamps is not None:
-            # Whole seconds, so that a gap is the same whatever comes later; within 68 years.
-            since = timestamps - timestamps.amax(1, keepdim=True)
-            since = since.clamp_min(1 - 2**31).int()
+            since = seconds_before_last(timestamps)
             gaps = since[:, new, None] - since[:, None, :]
             gaps = gaps.abs() if both_ways else gaps
             buckets = log_buckets(gaps, self.time.num_embeddings)

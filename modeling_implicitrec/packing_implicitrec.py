@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .head_implicitrec import portable_buckets, powers_of_two
+from .head_implicitrec import portable_buckets, powers_of_two, seconds_before_last
 
 
 @cache
@@ -44,10 +44,7 @@ def packed_attention(
     row = present.nonzero()[:, 0]  # of each event, [events]
     log_weight = weights[present].log()
     powers = powers_of_two(weights.device)
-    since = None
-    if timestamps is not None:
-        since = timestamps - timestamps.amax(1, keepdim=True)
-        since = since.clamp_min(1 - 2**31).int()[present]
+    since = None if timestamps is None else seconds_before_last(timestamps)[present]
 
     def with_bias(score: Tensor, _batch: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
         bias = position[(at - of).clamp(0, len(position) - 1), head] + power[head] * log_weight[of]
