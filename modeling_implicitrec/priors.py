@@ -8,6 +8,7 @@ from datasets import Dataset
 from scipy import sparse
 
 from .baselines import EASE
+from .head_implicitrec import SCALAR_STEP
 from .matrices import flatten_column, flatten_tokens, positive_events, user_counts
 from .modeling_implicitrec import ImplicitRecForScoring
 from .pairs_implicitrec import (
@@ -31,7 +32,7 @@ def fit_priors(
     folds: int = 0,
     weighted: bool = False,
 ) -> None:
-    """Give an untrained model the counts of items and, with `num_cooccurrences`, of their pairs.
+    """Give an untrained model the counts of items, how much comes again, and the counts of pairs.
 
     Items are counted by events; by users where a history holds an item once (`collapse_repeats`), or where
     the processor comes from a catalogue, which has no counts of its own. Negative events count for nothing.
@@ -64,6 +65,8 @@ def fit_priors(
     if by_users:
         counts = user_counts(train, config.vocab_size, recent_days)
     model.fit_item_counts(counts)
+    if config.copy_prior:
+        fit_copy_level(model, train)
     if not config.num_cooccurrences:
         return
     if source not in ("sequence", "ease"):
@@ -79,6 +82,45 @@ def fit_priors(
 
     others = fold_tables(table, train, folds) if folds else None
     model.fit_cooccurrences(*table(train), folds=others)
+
+
+def fit_copy_level(model: ImplicitRecForScoring, train: Dataset) -> None:
+    """Start the copy prior of an untrained model with the share of events whose item comes again.
+
+    With r that share among a person's later events, Z the sum of the background `exp(b_v)` and m the
+    geometric mean of what a history weighs by then, the level is `log(r / (1 - r)) + log(Z / m)`: copies
+    and background share the chance as people do. A level that was learned stays, as does one of a log
+    where nothing or everything comes again.
+
+    Args:
+        model: with a copy prior and the counts of its items.
+        train: encoded rows without negative events.
+
+    >>> from modeling_implicitrec import ImplicitRecConfig
+    >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=3, hidden_size=16, copy_prior=True))
+    >>> fit_copy_level(model, Dataset.from_dict({"input_ids": [[1, 2, 1]]}))
+    >>> level = 1 + SCALAR_STEP * model.head.copy.level.item()  # log 1 + log 2 - log(1 * 2) / 2
+    >>> round(level, 3)
+    0.347
+    """
+    head, vocab_size = model.head, model.config.vocab_size
+    tokens, owners = flatten_tokens(train, vocab_size)
+    weights = np.ones(len(tokens))
+    if "input_weights" in train.column_names:
+        weights = flatten_column(train, "input_weights")[0].astype(np.float64)
+    known = np.ones(len(tokens), dtype=bool)
+    known[np.unique(owners * vocab_size + tokens, return_index=True)[1]] = False
+    starts = np.searchsorted(owners, owners)  # of each event's history
+    before = np.cumsum(weights) - weights
+    before -= before[starts]
+    asked = before > 0
+    share = known[asked].mean() if asked.any() else 0.0
+    if head.copy is None or head.copy.level.any() or share in (0.0, 1.0):
+        return
+    background = head.item_bias.weight[1:].logsumexp(0).item() if head.item_bias else 0.0
+    level = np.log(share / (1 - share)) + background - np.log(before[asked]).mean()
+    with torch.no_grad():
+        head.copy.level.fill_((level - 1) / SCALAR_STEP)
 
 
 def cooccurrence_table(

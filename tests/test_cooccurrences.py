@@ -186,3 +186,20 @@ def test_priors_of_another_kind_are_refused(options, message):
     rows = Dataset.from_dict({"input_ids": [[1, 2]]})
     with pytest.raises(ValueError, match=message):
         told(rows, processor, {"num_cooccurrences": 2}, **options)
+
+
+def test_copies_start_with_the_share_of_events_that_come_again():
+    """Of four later events, three are of a known item; before them lie weights of 2, 3, 4 and 1."""
+    kept = {
+        "input_ids": [[1, 2, 1, 1], [2], [2, 2]],
+        "input_weights": [[2.0, 1, 1, 9], [5.0], [1.0, 1]],
+    }
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=4, hidden_size=16, copy_prior=True))
+    processor = ImplicitRecProcessor.fit({"item_id": ["a", "b", "c", "a", "a", "b", "b", "b"]})
+    fit_priors(model, processor, Dataset.from_dict(kept))
+    background = model.item_frequency[1:].sum().log().item()
+    expected = math.log(0.75 / 0.25) + background - math.log(2 * 3 * 4 * 1) / 4
+    assert 1 + 10 * model.head.copy.level.item() == pytest.approx(expected, abs=1e-5)
+    learned = model.head.copy.level.clone()
+    fit_priors(model, processor, Dataset.from_dict({"input_ids": [[1, 1, 2, 3]]}))
+    assert model.head.copy.level == learned
