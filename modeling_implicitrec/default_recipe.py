@@ -38,6 +38,7 @@ class LogStatistics:
         repeat_share: events whose item the same person had before.
         window_days: length of a temporal test; `None` for leave-last-out.
         ordered: whether times, or an order, say what came after what.
+        timed: whether events have times, so that recent ones can be told.
     """
 
     users: int
@@ -47,6 +48,7 @@ class LogStatistics:
     repeat_share: float
     window_days: float | None = None
     ordered: bool = True
+    timed: bool = True
 
     @property
     def events_an_item(self) -> float:
@@ -97,6 +99,7 @@ def log_statistics(
         repeat_share=1 - pairs / len(tokens),
         window_days=window_days,
         ordered=ordered,
+        timed="timestamps" in splits["train"].column_names,
     )
 
 
@@ -215,9 +218,11 @@ def write_default_recipe(
     lines += ["train_sampling_strategy: group_by_length", *EVALUATION]
     lines += ["logging_steps: 50", "report_to: none", "seed: 0"]
     Path(folder, "finetune.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    repeats = log.repeat_share >= REPEATS
-    baselines = ["popularity", *(["own_frequency"] if repeats else []), "cooccurrence"]
-    baselines += ["ease"] if "cooccurrence_source" in {choice.key for choice in chosen} else []
+    repeats, ease = log.repeat_share >= REPEATS, "cooccurrence_source" in {c.key for c in chosen}
+    baselines = ["popularity", "recent_popularity"] if log.timed else ["popularity"]
+    baselines += ["own_frequency"] if repeats else []
+    baselines += ["recent_frequency"] if repeats and log.timed else []
+    baselines += ["cooccurrence", "ease"] if ease else ["cooccurrence"]
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
     asked += [f"protocols: [{'all, new' if repeats else 'new'}]"]
     asked += [f"baselines: [{', '.join(baselines)}]"]

@@ -64,20 +64,26 @@ def markdown(name: str, report: dict) -> str:
 
 def readme_table(reports: dict[str, dict]) -> str:
     """NDCG@10 of every recipe that has been measured, a line for each of its questions."""
-    names = ("implicitrec", *BASELINES)
     lines = [
-        "| recipe | question | " + " | ".join(names) + " |",
-        "|---|---|" + "---:|" * len(names),
+        "| recipe | question | implicitrec | best baseline | " + " | ".join(BASELINES) + " |",
+        "|---|---|---:|---|" + "---:|" * len(BASELINES),
     ]
     for stem, report in sorted(reports.items()):
         for protocol, models in report["results"].items():
-            cells = []
-            for start in names:
+            cells = list(beside_best(models))
+            for start in BASELINES:
                 found = [name for name in models if name.startswith(start)]
                 cells.append(cell(models[found[0]]["ndcg@10"]) if found else "")
             link = f"[{stem}](docs/results/{stem}.md)"
             lines.append(f"| {link} | {TITLES[protocol]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def beside_best(models: dict) -> tuple[str, str]:
+    """NDCG@10 of the model, which comes first, and of the best of the others, with its name."""
+    model, *others = models
+    best = max(others, key=lambda other: models[other]["ndcg@10"]["mean"])
+    return cell(models[model]["ndcg@10"]), f"{cell(models[best]['ndcg@10'])}, {best}"
 
 
 def recipe_index(reports: dict[str, dict]) -> str:
@@ -96,10 +102,7 @@ def recipe_index(reports: dict[str, dict]) -> str:
             lines.append(f"{row}| not measured | |")
             continue
         for protocol, models in reports[stem]["results"].items():
-            model, *others = models
-            best = max(others, key=lambda other: models[other]["ndcg@10"]["mean"])
-            own, beside = (cell(models[one]["ndcg@10"]) for one in (model, best))
-            lines.append(f"{row}{TITLES[protocol]} | {own} | {beside}, {best} |")
+            lines.append(f"{row}{TITLES[protocol]} | {' | '.join(beside_best(models))} |")
     return "\n".join(lines) + "\n"
 
 

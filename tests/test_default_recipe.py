@@ -77,4 +77,16 @@ def test_every_choice_is_written_with_its_reason(tmp_path):
             place = written["model"]
         assert place[key] == choice.value
         assert f"# {choice.reason}" in text
-    assert yaml.safe_load((tmp_path / "evaluate.yaml").read_text())["protocols"] == ["new"]
+    asked = yaml.safe_load((tmp_path / "evaluate.yaml").read_text())
+    assert asked["protocols"] == ["new"]
+    assert asked["baselines"] == ["popularity", "recent_popularity", "cooccurrence"]
+
+
+def test_what_was_recent_is_a_baseline_where_events_have_times(tmp_path):
+    for timed in (True, False):
+        log = dataclasses.replace(SHOP, repeat_share=0.3, timed=timed)
+        write_default_recipe(tmp_path, log, data_dir="data/shop", output_dir="outputs/shop")
+        asked = yaml.safe_load((tmp_path / "evaluate.yaml").read_text())
+        assert ("recent_popularity" in asked["baselines"]) == timed
+        assert ("recent_frequency" in asked["baselines"]) == timed
+        assert "own_frequency" in asked["baselines"]
