@@ -16,10 +16,6 @@ from .baselines import (
     EASE,
     Cooccurrence,
     ItemKNN,
-    OwnFrequency,
-    Popularity,
-    RecentPopularity,
-    SameForAll,
     fit_baselines,
 )
 from .batch_scoring import BatchOptions, recommend_users
@@ -85,6 +81,7 @@ from .metrics import (
 from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecScoringOutput
 from .optimization import RowWiseAdamW, SettleCallback
 from .pipeline_implicitrec import TASK, RecommendationPipeline
+from .popularity import OwnFrequency, Popularity, PopularityNow, RecentPopularity, SameForAll
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .prior_learning import PriorCallback
 from .priors import cooccurrence_table, ease_table, fit_priors, fold_tables
@@ -203,6 +200,7 @@ __all__ = [
     "OnnxScorer",
     "OwnFrequency",
     "Popularity",
+    "PopularityNow",
     "PriorCallback",
     "PrivacyPlan",
     "ProcessorCallback",

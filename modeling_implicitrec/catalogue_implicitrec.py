@@ -115,6 +115,18 @@ class CatalogueMixin:
             prior.fold_counts = torch.as_tensor(folds[1]).to(prior.counts)
 
     @torch.no_grad()
+    def fit_trend(self, tokens: Array, times: Array) -> None:
+        """Tell the trend prior everybody's events; it keeps the latest `num_trend_events`.
+
+        Args:
+            tokens: `[events]`, of anybody, in any order.
+            times: `[events]` seconds.
+        """
+        if self.head.trend is None:
+            raise ValueError("the configuration has no trend prior: num_trend_events is 0")
+        self.head.trend.observe(torch.as_tensor(tokens), torch.as_tensor(times))
+
+    @torch.no_grad()
     def fit_item_features(self, features: Tensor) -> None:
         """Store what is known of the items' content; do so before training.
 

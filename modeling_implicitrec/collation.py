@@ -62,6 +62,8 @@ class DataCollatorForNextItem:
             label is drawn from the others: an explicit negative (see `negative_event_loss`).
         label_weight_power: p of a label's weight in the loss, `w^p` of the event it was drawn from;
             0 for labels that count alike.
+        query_time: also give `query_time`, the moment of asking: each label's, or the start of the window;
+            in evaluation the row's, where it has one.
         num_folds: groups of users; a training row's `fold_ids` is its place modulo this (0: none).
         seed: of the draws.
     """
@@ -74,6 +76,7 @@ class DataCollatorForNextItem:
     negative_event_type_ids: Sequence[int] = ()
     target_event_type_ids: Sequence[int] = ()
     negative_labels: bool = False
+    query_time: bool = False
     num_folds: int = 0
     seed: int = 0
     label_weight_power: float = 0.0
@@ -126,12 +129,15 @@ class DataCollatorForNextItem:
             if name in parts[0]
         }
         batch["target_ids"] = pad_rows([part["target_ids"] for part in parts], torch.long, -100)
+        if self.query_time and "query_time" in parts[0]:
+            batch["query_time"] = torch.tensor([int(part["query_time"]) for part in parts])
         return batch
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         part = {name: np.asarray(row[name]) for name in INPUTS if name in row}
         if "target_ids" in row:
-            return self._latest(part) | {"target_ids": np.asarray(row["target_ids"])}
+            given = {n: np.asarray(row[n]) for n in ("target_ids", "query_time") if n in row}
+            return self._latest(part) | given
         return self._with_targets(part, self._generator(row))
 
     def _generator(self, row: Mapping[str, Any]) -> np.random.Generator:
@@ -156,7 +162,7 @@ class DataCollatorForNextItem:
         wanted = self._wanted(part)[cut:end]
         targets = np.unique(part["input_ids"][cut:end][wanted])
         history = {name: values[:cut] for name, values in part.items()}
-        return self._latest(history) | {"target_ids": targets}
+        return self._latest(history) | {"target_ids": targets, "query_time": moment}
 
     def _with_labels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Events and their labels, a part of at most `max_length` of each row."""
@@ -166,17 +172,20 @@ class DataCollatorForNextItem:
         refused = self._of_types(columns, self.negative_event_type_ids)
         choices = [wanted, refused] if self.negative_labels else [wanted]
         chances, starts = self._draw(rows, events, choices)
-        labels, evidence = draw_next(events, wanted, chances[0], self.label_horizon)
+        labels, drawn = draw_next(events, wanted, chances[0], self.label_horizon)
         if self.moment_ends_only:
             moments = events.moments(self.label_horizon)
             labels[:-1][moments[1:] == moments[:-1]] = -100
         if self.negative_labels:
-            drawn, _ = draw_next(events, refused, chances[1], self.label_horizon)
-            told = (labels != -100) & (drawn != labels)
-            columns["negative_labels"] = np.where(told, drawn, -100)
+            negative, _ = draw_next(events, refused, chances[1], self.label_horizon)
+            told = (labels != -100) & (negative != labels)
+            columns["negative_labels"] = np.where(told, negative, -100)
         columns["labels"] = labels
         if self.label_weight_power:
+            evidence = columns.get("input_weights", np.ones(len(labels)))[drawn]
             columns["label_weights"] = evidence.astype(np.float32) ** self.label_weight_power
+        if self.query_time and "timestamps" in columns:
+            columns["query_time"] = columns["timestamps"][drawn]
         place = events.place - starts[row]
         labelled = (place >= 0) & (place < self.max_length) & (labels != -100)
         ends = np.ones(len(rows), dtype=np.int64)  # nothing is learnt from what comes after

@@ -24,6 +24,7 @@ CLASSIFIER = {
 MAX_SIZES = {"num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18}
 MAX_SIZES |= {"item_feature_size": 2**16, "user_feature_size": 2**16}
 MAX_SIZES |= {"vocab_size": 2**31, "num_event_types": 2**20, "num_platforms": 2**20}
+MAX_SIZES |= {"num_trend_events": 2**31}
 MAX_SIZES |= {"num_time_buckets": 2**16, "num_weight_bins": 2**16, "num_cooccurrences": 2**16}
 
 
@@ -67,7 +68,8 @@ class ImplicitRecConfig(PreTrainedConfig):
             event of the same item (the purchase interval).
         use_weight_gate: scales an event's embedding by a learned factor of its log weight.
         use_item_bias: adds a learned bias per item to the scores.
-        use_query_time: lets the time of asking feed the copy term (off: the last event's time).
+        use_query_time: lets the priors know the time of asking: how long ago events were, and what all
+            others take just then. Off, it is the last event's time.
         collapse_repeats: the model was trained on histories with one event per item, at the place of
             the last one and with the sum of the weights; its batches are to be made so.
         exclude_seen: people do not take an item twice: what follows the last event is scored without
@@ -79,6 +81,9 @@ class ImplicitRecConfig(PreTrainedConfig):
         cooccurrence_context: how many of the last events the co-occurrence prior reads.
         cooccurrence_gap_power: p of the weight `1 / (gap + 1)^p` that the last events start with there;
             0 for events that count alike, however long ago.
+        num_trend_events: everybody's last events that the checkpoint holds, items and times, for the trend
+            prior: what is taken at the time of asking (0: no prior); needs `use_query_time`.
+        trend_context: how many of everybody's last events before the question it reads.
         loss_type: `"softmax"`, `"sampled_softmax"`, `"bce"` or `"gbce"` for next-item labels.
         num_negatives: shared negatives of the sampled losses.
         in_batch_share: share of the negatives drawn from the batch's labels, the rest is uniform.
@@ -134,6 +139,8 @@ class ImplicitRecConfig(PreTrainedConfig):
     num_cooccurrences: int = 0
     cooccurrence_context: int = 5
     cooccurrence_gap_power: float | int = 1.0
+    num_trend_events: int = 0
+    trend_context: int = 512
     loss_type: str = "softmax"
     num_negatives: int = 256
     in_batch_share: float | int = 0.5
@@ -202,6 +209,7 @@ class ImplicitRecConfig(PreTrainedConfig):
         )
         positive += ("max_position_embeddings", "num_time_buckets", "num_negatives")
         positive += ("loss_chunk_size", "cooccurrence_context", "convolution_kernel_size")
+        positive += ("trend_context",)
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -237,6 +245,10 @@ class ImplicitRecConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.use_item_ids and not (self.item_feature_size and self.tie_word_embeddings):
             raise ValueError("use_item_ids=False needs an item_feature_size and tied embeddings")
+        if self.num_trend_events and not self.use_query_time:
+            raise ValueError(
+                "num_trend_events needs use_query_time: what is taken at the time of asking"
+            )
         if self.use_gaps and self.num_time_buckets < 2:
             raise ValueError("use_gaps needs num_time_buckets of at least 2, got 1")
         if not all(

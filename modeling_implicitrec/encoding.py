@@ -85,8 +85,9 @@ def encode_sequences(
     """Encode one part: `user_id`, `input_ids`, `input_weights`, `length` and what else there is.
 
     Events of items that the processor does not know are left out and counted in the log. Evaluation
-    rows also get `target_ids`: each distinct target once, -1 for one that no score can reach; an event of
-    a negative type is none. Works a batch at a time, in bounded memory.
+    rows also get `query_time`, where the split has it, and `target_ids`: each distinct target once, -1 for
+    one that no score can reach; an event of a negative type is none. Works a batch at a time, in bounded
+    memory.
 
     Args:
         path: the Arrow file to write, whole or not at all; when None, a temporary file that goes when
@@ -132,6 +133,8 @@ def _encode(batch: pa.RecordBatch, processor: ImplicitRecProcessor) -> tuple[pa.
     columns["row"] = pa.array(np.arange(len(kept) - 1))
     if "target_item_ids" in batch.schema.names:
         columns["target_ids"] = _targets(batch, processor)
+    if "query_time" in batch.schema.names:
+        columns["query_time"] = batch["query_time"]
     return pa.RecordBatch.from_pydict(columns), int((~known).sum())
 
 

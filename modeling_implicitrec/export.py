@@ -184,6 +184,6 @@ class OnnxScorer:
     def score(self, rows: Sequence[Mapping[str, list]]) -> Tensor:
         """`[rows, vocab_size]` float scores. Without a `query_time` it is the last event's time."""
         batch = batch_histories(self.config, rows)
-        if "query_time" in self.inputs:
+        if "query_time" in self.inputs and "query_time" not in batch:
             batch["query_time"] = batch["timestamps"].amax(1)
         return torch.from_numpy(self.run(batch)["logits"])

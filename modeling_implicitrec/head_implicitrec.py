@@ -8,61 +8,13 @@ from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .content_implicitrec import ItemContent
+from .kernels_implicitrec import SCALAR_STEP, TimeKernel, log_buckets
 from .pairs_implicitrec import own_counts
+from .trend_implicitrec import TrendPrior
 
-SCALAR_STEP = 10.0  # single numbers learn this many times faster than the other parameters
 MEAN_STEP = 0.1  # of the running mean of states towards the batch's
 LINE = 16  # floats of a cache line
 SMALLEST = 1e-6  # count; what is left below it is rounding
-
-
-def log_buckets(gaps: Tensor, num_buckets: int) -> Tensor:
-    """Bucket of a gap in seconds (or events), two to every doubling of `1 + gap`; int32.
-
-    They are read off the bits of the float: the exponent and the first bit of the mantissa. No gap
-    and a negative one are in bucket 0, all that are too long in the last.
-    """
-    values = 1 + gaps.clamp_min(0).float()
-    if torch.compiler.is_compiling():
-        return portable_buckets(values, powers_of_two(values.device)).clamp_max(num_buckets - 1)
-    bits = values.view(torch.int32)
-    return ((bits >> 22) - 254).clamp_(max=num_buckets - 1)
-
-
-def powers_of_two(device: torch.device) -> Tensor:
-    """1, 2, 4, ..., all exact, as far as a gap of 64 bits reaches."""
-    return 2.0 ** torch.arange(66, device=device)
-
-
-def portable_buckets(values: Tensor, powers: Tensor) -> Tensor:
-    """The buckets of numbers from 1 on without looking at their bits, for formats that cannot."""
-    place = values.log2().long().clamp(0, 64)  # rounding may miss it by one
-    place = place - (powers[place] > values).long() + (powers[place + 1] <= values).long()
-    return 2 * place + (1.5 * powers[place] <= values).long()
-
-
-def seconds_before_last(timestamps: Tensor) -> Tensor:
-    """Each event's time by that of its row's last, `[batch, length]`, int32, not positive.
-
-    Whole seconds, so that a gap is the same whatever comes later; within 68 years.
-    """
-    since = timestamps - timestamps.amax(1, keepdim=True)
-    return since.clamp_min(1 - 2**31).int()
-
-
-class TimeKernel(nn.Module):
-    """The learned log influence of an event by the log of its age; nothing where there are no times."""
-
-    def __init__(self, config: ImplicitRecConfig):
-        super().__init__()
-        self.levels = nn.Parameter(torch.zeros(2 * config.num_time_buckets))
-
-    def forward(self, history: dict[str, Tensor]) -> Tensor:
-        """`[positions, length]`."""
-        if "timestamps" not in history:
-            return torch.zeros_like(history["weights"])
-        age = history["query_time"][:, None] - history["timestamps"]
-        return SCALAR_STEP * self.levels[log_buckets(age, len(self.levels))]
 
 
 class CopyPrior(nn.Module):
@@ -161,7 +113,7 @@ class CooccurrencePrior(nn.Module):
         return self.fold_items[at_fold].long(), self.fold_counts[at_fold]
 
 
-Prior = CopyPrior | CooccurrencePrior
+Prior = CopyPrior | CooccurrencePrior | TrendPrior
 
 
 def score_all(bias: Tensor, hidden: Tensor, table: Tensor) -> Tensor:
@@ -241,9 +193,9 @@ class StateCentre(nn.Module):
 class ItemHead(nn.Module):
     """Scores `[positions, items]` or `[positions, candidates]` of hidden states.
 
-    The item bias, times a learned power of popularity, is raised by the co-occurrence prior, the hidden
-    state's match with the item is added, and the copy prior raises the sum: the body says what is new,
-    the history what comes back.
+    The item bias, times a learned power of popularity, is raised by what everybody takes at the time and
+    by the co-occurrence prior, the hidden state's match with the item is added, and the copy prior raises
+    the sum: the body says what is new, the history what comes back.
     """
 
     def __init__(self, config: ImplicitRecConfig):
@@ -254,6 +206,7 @@ class ItemHead(nn.Module):
         self.bias_power = nn.Parameter(torch.zeros(1))
         self.copy = CopyPrior(config) if config.copy_prior else None
         self.cooccurrence = CooccurrencePrior(config) if config.num_cooccurrences else None
+        self.trend = TrendPrior(config) if config.num_trend_events else None
 
     def item_tables(self) -> list[nn.Embedding]:
         """The tables that have a row an item."""
@@ -261,10 +214,10 @@ class ItemHead(nn.Module):
         return own if self.copy is None else [*own, self.copy.item_level]
 
     def prior_numbers(self) -> list[nn.Parameter]:
-        """How much the co-occurrence prior counts, and popularity beside it."""
-        if self.cooccurrence is None:
-            return []
-        return [self.bias_power, *self.cooccurrence.parameters()]
+        """How much the priors of the others' events count, and popularity beside them."""
+        priors = [prior for prior in (self.cooccurrence, self.trend) if prior is not None]
+        numbers = [number for prior in priors for number in prior.parameters()]
+        return [self.bias_power, *numbers] if priors else []
 
     def forward(
         self,
@@ -282,6 +235,9 @@ class ItemHead(nn.Module):
             candidate_ids: `[candidates]` for all or `[positions, candidates]`.
         """
         bias = self._background(table, candidate_ids)
+        if self.trend is not None:
+            bias = bias.expand(len(hidden), -1).clone()
+            bias = self._excite(bias, bias, self.trend, history, candidate_ids)
         if candidate_ids is not None and candidate_ids.dim() == 2:
             chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
             scores = bias + torch.einsum("ph,pch->pc", hidden, chosen)
@@ -336,7 +292,8 @@ class ItemHead(nn.Module):
         return add_at(scores, source, added.to(scores.dtype))
 
 
-ZERO_AT_FIRST = (TimeKernel, CopyPrior, CooccurrencePrior, StateCentre, ItemHead, ItemContent)
+PRIORS = (CopyPrior, CooccurrencePrior, TrendPrior)
+ZERO_AT_FIRST = (*PRIORS, TimeKernel, StateCentre, ItemHead, ItemContent)
 
 
 def drop_negative(history: dict[str, Tensor], negative: Tensor) -> dict[str, Tensor]:
@@ -371,8 +328,10 @@ def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict
     if batch["timestamps"] is not None:
         history["timestamps"] = batch["timestamps"][rows]
         last = history["timestamps"].gather(1, columns[:, None])[:, 0]
-        asked = batch["query_time"]
-        history["query_time"] = last if asked is None else asked[rows]
+        history["query_time"] = last
+        if (asked := batch["query_time"]) is not None:
+            asked = asked[rows] if asked.dim() == 1 else asked[rows, columns]
+            history |= {"query_time": asked, "asked_at": asked}
     if batch["negative"] is not None:
         history = drop_negative(history, batch["negative"][rows])
     return history

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import SCALAR_STEP, log_buckets, seconds_before_last
+from .kernels_implicitrec import SCALAR_STEP, log_buckets, seconds_before_last
 from .packing_implicitrec import packed_attention
 
 EVERY = slice(None)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .head_implicitrec import SCALAR_STEP
+from .kernels_implicitrec import SCALAR_STEP
 from .layers_implicitrec import AttentionMixer, ConvolutionMixer, GRUMixer, ImplicitRecBlock
 from .live_head import Past, as_array, log_buckets
 from .matrices import INPUTS
@@ -152,13 +152,16 @@ class LiveBody:
         if self.config.negative_event_type_ids:
             kept = ~np.isin(user.held("event_type_ids"), self.config.negative_event_type_ids)
         times = user.held("timestamps") if user.timed else None
+        moment = asked
         if asked is None and times is not None and user.size:
-            asked = int(times[-1])
+            moment = int(times[-1])
         return Past(
             seen=user.held("input_ids"),
             items=user.held("input_ids")[kept],
             weights=user.held("input_weights")[kept],
-            ages=None if times is None or asked is None else asked - times[kept],
+            ages=None if times is None or moment is None else moment - times[kept],
+            moment=None if times is None else moment,
+            asked=asked is not None,
         )
 
     def _follows(self, user: LiveUser, event: dict[str, Any]) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .head_implicitrec import SCALAR_STEP, CooccurrencePrior, CopyPrior, TimeKernel
+from .head_implicitrec import CooccurrencePrior, CopyPrior
+from .kernels_implicitrec import SCALAR_STEP, TimeKernel
 from .modeling_implicitrec import ImplicitRecForScoring
+from .trend_implicitrec import TrendPrior
 
 Counts = tuple[np.ndarray, np.ndarray]  # tokens, with repeats, and what each adds to its count
 
@@ -22,12 +24,16 @@ class Past:
         items: tokens of those that are not negative, as are the others.
         weights: 0 for an event that is not there.
         ages: seconds from the event to the moment of asking, where there are times.
+        moment: of asking, in seconds, where there are times.
+        asked: whether somebody said so, or it is the time of the last event.
     """
 
     seen: np.ndarray
     items: np.ndarray
     weights: np.ndarray
     ages: np.ndarray | None
+    moment: int | None = None
+    asked: bool = False
 
 
 def read_pasts(input_ids: Tensor, history: Mapping[str, Tensor]) -> list[Past]:
@@ -36,11 +42,12 @@ def read_pasts(input_ids: Tensor, history: Mapping[str, Tensor]) -> list[Past]:
     pasts = []
     for row, (seen, last) in enumerate(zip(input_ids.cpu().numpy(), arrays["columns"])):
         there = slice(last + 1)
-        ages = None
+        ages, moment = None, None
         if "timestamps" in arrays:
-            ages = arrays["query_time"][row] - arrays["timestamps"][row, there]
+            moment = int(arrays["query_time"][row])
+            ages = moment - arrays["timestamps"][row, there]
         own = (arrays["input_ids"][row, there], arrays["weights"][row, there])
-        pasts.append(Past(seen[seen > 0], *own, ages))
+        pasts.append(Past(seen[seen > 0], *own, ages, moment, "asked_at" in arrays))
     return pasts
 
 
@@ -59,12 +66,12 @@ class LiveHead:
         self.copy = None if head.copy is None else _Copy(head.copy)
         follows = head.cooccurrence
         self.cooccurrence = None if follows is None else _Cooccurrence(follows)
+        self.trend = None if head.trend is None else _Trend(head.trend)
 
-    def counts(self, past: Past) -> tuple[Counts | None, Counts | None]:
-        """Which items the co-occurrence and the copy prior name, and their parts of the counts."""
-        priors = (self.cooccurrence, self.copy)
-        follows, own = (None if prior is None else prior.counts(past) for prior in priors)
-        return follows, own
+    def counts(self, past: Past) -> tuple[Counts | None, ...]:
+        """Which items the trend, co-occurrence and copy prior name, and their parts of the counts."""
+        priors = (self.trend, self.cooccurrence, self.copy)
+        return tuple(None if prior is None else prior.counts(past) for prior in priors)
 
     def scores(self, state: np.ndarray, counts: Any, candidates: np.ndarray) -> np.ndarray:
         """`[candidates]`, of distinct rising tokens.
@@ -74,18 +81,19 @@ class LiveHead:
             counts: see [`~LiveHead.counts`].
         """
         scores = self.bias[candidates]
-        if self.cooccurrence is not None:
-            self.cooccurrence.raise_scores(scores, counts[0], candidates)
+        for prior, named in zip((self.trend, self.cooccurrence), counts):
+            if prior is not None:
+                prior.raise_scores(scores, named, candidates)
         scores += self.table[candidates] @ state
         if self.copy is not None:
-            self.copy.raise_scores(scores, counts[1], candidates)
+            self.copy.raise_scores(scores, counts[2], candidates)
         return scores
 
 
 class _Prior:
     """A count prior; see [`excitation`] for how it raises a score."""
 
-    def __init__(self, prior: CopyPrior | CooccurrencePrior) -> None:
+    def __init__(self, prior: CopyPrior | CooccurrencePrior | TrendPrior) -> None:
         self.level = 1 + SCALAR_STEP * prior.level.item()
         self.power = 1 + SCALAR_STEP * prior.power.item()
         self.time = _time_levels(prior.time_kernel)
@@ -142,6 +150,22 @@ class _Cooccurrence(_Prior):
         gaps = np.arange(1, len(last) + 1, dtype=np.float32)
         weight = np.exp(np.minimum(kernel, 10)) / gaps**self.gap_power * (weights > 0)
         return self.items[items].ravel(), (self.table[items] * weight[:, None]).ravel()
+
+
+class _Trend(_Prior):
+    def __init__(self, prior: TrendPrior) -> None:
+        super().__init__(prior)
+        self.tokens, self.times = prior.tokens.cpu().numpy(), prior.times.cpu().numpy()
+        self.context = prior.context
+
+    def counts(self, past: Past) -> Counts:
+        if past.moment is None:
+            return self.tokens[:0], np.zeros(0, dtype=np.float32)
+        moment = past.moment if past.asked else max(past.moment, int(self.times[-1]) + 1)
+        before = np.searchsorted(self.times, moment)
+        last = slice(max(0, before - self.context), before)
+        kernel = np.exp(np.minimum(self.of_time(moment - self.times[last]), 10))
+        return self.tokens[last], kernel * (self.tokens[last] > 0)
 
 
 def _time_levels(kernel: TimeKernel) -> np.ndarray:

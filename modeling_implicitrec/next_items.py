@@ -48,7 +48,7 @@ class FlatEvents:
 def draw_next(
     events: FlatEvents, wanted: np.ndarray, chance: np.ndarray, horizon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each event's label and that label's weight (1 without weights): a wanted event that follows, or -100.
+    """Each event's label, a wanted event that follows, or -100; and the label's place among the events.
 
     Args:
         wanted: bool `[events]`, which may be a label.
@@ -57,7 +57,7 @@ def draw_next(
     """
     moments, tokens = events.moments(horizon), events.columns["input_ids"]
     if not wanted.any():
-        return np.full(len(tokens), -100), np.zeros(len(tokens))
+        return np.full(len(tokens), -100), np.zeros(len(tokens), dtype=np.int64)
     known, last = moments[wanted], int(wanted.sum()) - 1
     first = np.searchsorted(known, moments, side="right")  # the first event of the next moment
     if horizon > 0:
@@ -68,6 +68,5 @@ def draw_next(
     end = np.minimum(end, ends[events.row])  # those of the same history
     drawn = np.minimum(first + (chance * (end - first)).astype(np.int64), last)
     told = end > first
-    labels = np.where(told, tokens[wanted][drawn], -100)
-    weights = events.columns.get("input_weights", np.ones(len(tokens)))
-    return labels, np.where(told, weights[wanted][drawn], 0)
+    place = np.flatnonzero(wanted)[drawn]
+    return np.where(told, tokens[place], -100), place

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import log_buckets
+from .kernels_implicitrec import log_buckets
 from .state_implicitrec import event_columns
 
 MASKED_SHARE = 0.2  # of the events, drawn anew for every batch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .head_implicitrec import portable_buckets, powers_of_two, seconds_before_last
+from .kernels_implicitrec import portable_buckets, powers_of_two, seconds_before_last
 
 
 @cache

@@ -8,7 +8,7 @@ from datasets import Dataset
 from scipy import sparse
 
 from .baselines import EASE
-from .head_implicitrec import SCALAR_STEP
+from .kernels_implicitrec import SCALAR_STEP
 from .matrices import flatten_column, flatten_tokens, positive_events, user_counts
 from .modeling_implicitrec import ImplicitRecForScoring
 from .pairs_implicitrec import (
@@ -67,6 +67,10 @@ def fit_priors(
     model.fit_item_counts(counts)
     if config.copy_prior:
         fit_copy_level(model, train)
+    if config.num_trend_events:
+        model.fit_trend(
+            flatten_column(train, "input_ids")[0], flatten_column(train, "timestamps")[0]
+        )
     if not config.num_cooccurrences:
         return
     if source not in ("sequence", "ease"):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .head_implicitrec import LINE, SCALAR_STEP
+from .head_implicitrec import LINE
+from .kernels_implicitrec import SCALAR_STEP
 from .live_head import LiveHead, Past, read_pasts
 from .modeling_implicitrec import ImplicitRecForScoring, ImplicitRecRecommendation
 from .ranking import best_of_many, pad_tokens

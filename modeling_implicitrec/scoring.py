@@ -14,7 +14,9 @@ def batch_histories(
 ) -> dict[str, torch.Tensor]:
     """Encoded rows as the inputs of a model, the latest events of each."""
     collator = DataCollatorForNextItem(
-        config.max_position_embeddings, collapse_repeats=config.collapse_repeats
+        config.max_position_embeddings,
+        collapse_repeats=config.collapse_repeats,
+        query_time=config.use_query_time,
     )
     return collator.histories(rows)
 

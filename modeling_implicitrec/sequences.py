@@ -55,7 +55,8 @@ def leave_last_out(sequences: Dataset, *, target_event_types: Sequence[str] = ()
 
     Users with fewer than three events are in train only, whole. Rows of `validation` and `test`
     hold the history before the target in the list columns, and the target in `target_item_ids` and,
-    where present, `target_event_types`, `target_timestamps`, `target_counts`.
+    where present, `target_event_types`, `target_timestamps`, `target_counts`; with times also
+    `query_time`, the moment of asking, which is the target's.
 
     Args:
         sequences: as `build_sequences` makes them.
@@ -90,7 +91,10 @@ def leave_last_out(sequences: Dataset, *, target_event_types: Sequence[str] = ()
             held = _last_place(batch, 2, target_event_types)[1]
             batch = batch.filter(pa.array(held, pa.bool_()))
             place = _last_place(batch, last, target_event_types)[0]
-            return _cut(batch, (np.zeros_like(place), place), (place, place + 1))
+            parts = _cut(batch, (np.zeros_like(place), place), (place, place + 1))
+            if "timestamps" not in parts.schema.names:
+                return parts
+            return parts.append_column("query_time", parts["target_timestamps"].flatten())
 
         return cut
 
@@ -109,8 +113,9 @@ def temporal_split(
     With T_test = last time - `test_seconds` and T_validation = T_test - `validation_seconds`: train
     holds the events before T_validation; validation the history before T_validation and the targets
     in [T_validation, T_test); test the history before T_test and the targets from T_test on, T_test
-    included. Users without history or without targets are not evaluated. `before_test` holds the events
-    before T_test of everybody: what the final model, its settings once chosen, learns from.
+    included; `query_time`, the moment of asking, is the start of the period. Users without history or
+    without targets are not evaluated. `before_test` holds the events before T_test of everybody: what the
+    final model, its settings once chosen, learns from.
 
     Args:
         sequences: with `timestamps` in time order, as `build_sequences` makes them.
@@ -338,6 +343,7 @@ def _cut_period(
     """Targets in [start, end) and the history before, of the users who have both."""
     first, last = _events_before(batch, start), _events_before(batch, end)
     parts = _cut(batch, (np.zeros_like(first), first), (first, last))
+    parts = parts.append_column("query_time", pa.array(np.full(len(first), int(start))))
     if target_event_types:
         parts = _keep_targets(parts, target_event_types)
     return _drop_empty(parts, ["item_ids", "target_item_ids"])

@@ -220,6 +220,7 @@ def build_collator(args: FinetuneArguments, training, model, processor) -> DataC
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         label_weight_power=args.label_weight_power,
+        query_time=model.config.use_query_time,
         target_event_type_ids=processor.encode_event_types(args.target_event_types).tolist(),
         # A private run's draws are as secret as its noise; the card tells the run's own seed.
         seed=secrets.randbits(63) if args.dp_epsilon else training.seed,

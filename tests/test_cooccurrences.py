@@ -16,7 +16,7 @@ from modeling_implicitrec import (
     cooccurrence_table,
     fit_priors,
 )
-from modeling_implicitrec.head_implicitrec import SCALAR_STEP
+from modeling_implicitrec.kernels_implicitrec import SCALAR_STEP
 from modeling_implicitrec.pairs_implicitrec import own_events
 
 EVEN = np.ones(4)  # frequencies that scale nothing

@@ -5,7 +5,7 @@ import torch
 from tiny_models import MIXERS, histories, tiny
 
 from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring
-from modeling_implicitrec.head_implicitrec import (
+from modeling_implicitrec.kernels_implicitrec import (
     log_buckets,
     portable_buckets,
     powers_of_two,
