@@ -116,7 +116,7 @@ class CatalogueMixin:
 
     @torch.no_grad()
     def fit_trend(self, tokens: Array, times: Array) -> None:
-        """Tell the trend prior everybody's events; it keeps the latest `num_trend_events`.
+        """Tell the trend prior everybody's events, of which it holds the latest `num_trend_events`.
 
         Args:
             tokens: `[events]`, of anybody, in any order.
@@ -124,6 +124,8 @@ class CatalogueMixin:
         """
         if self.head.trend is None:
             raise ValueError("the configuration has no trend prior: num_trend_events is 0")
+        self.head.trend.tokens.zero_()
+        self.head.trend.times.zero_()
         self.head.trend.observe(torch.as_tensor(tokens), torch.as_tensor(times))
 
     @torch.no_grad()

@@ -160,8 +160,7 @@ class LiveBody:
             items=user.held("input_ids")[kept],
             weights=user.held("input_weights")[kept],
             ages=None if times is None or moment is None else moment - times[kept],
-            moment=None if times is None else moment,
-            asked=asked is not None,
+            asked_at=asked,
         )
 
     def _follows(self, user: LiveUser, event: dict[str, Any]) -> bool:

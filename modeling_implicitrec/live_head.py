@@ -24,16 +24,14 @@ class Past:
         items: tokens of those that are not negative, as are the others.
         weights: 0 for an event that is not there.
         ages: seconds from the event to the moment of asking, where there are times.
-        moment: of asking, in seconds, where there are times.
-        asked: whether somebody said so, or it is the time of the last event.
+        asked_at: the moment of asking in seconds, where somebody said so.
     """
 
     seen: np.ndarray
     items: np.ndarray
     weights: np.ndarray
     ages: np.ndarray | None
-    moment: int | None = None
-    asked: bool = False
+    asked_at: int | None = None
 
 
 def read_pasts(input_ids: Tensor, history: Mapping[str, Tensor]) -> list[Past]:
@@ -42,12 +40,12 @@ def read_pasts(input_ids: Tensor, history: Mapping[str, Tensor]) -> list[Past]:
     pasts = []
     for row, (seen, last) in enumerate(zip(input_ids.cpu().numpy(), arrays["columns"])):
         there = slice(last + 1)
-        ages, moment = None, None
+        ages = None
         if "timestamps" in arrays:
-            moment = int(arrays["query_time"][row])
-            ages = moment - arrays["timestamps"][row, there]
+            ages = arrays["query_time"][row] - arrays["timestamps"][row, there]
         own = (arrays["input_ids"][row, there], arrays["weights"][row, there])
-        pasts.append(Past(seen[seen > 0], *own, ages, moment, "asked_at" in arrays))
+        asked_at = int(arrays["asked_at"][row]) if "asked_at" in arrays else None
+        pasts.append(Past(seen[seen > 0], *own, ages, asked_at))
     return pasts
 
 
@@ -159,12 +157,11 @@ class _Trend(_Prior):
         self.context = prior.context
 
     def counts(self, past: Past) -> Counts:
-        if past.moment is None:
+        if past.asked_at is None:
             return self.tokens[:0], np.zeros(0, dtype=np.float32)
-        moment = past.moment if past.asked else max(past.moment, int(self.times[-1]) + 1)
-        before = np.searchsorted(self.times, moment)
+        before = np.searchsorted(self.times, past.asked_at)
         last = slice(max(0, before - self.context), before)
-        kernel = np.exp(np.minimum(self.of_time(moment - self.times[last]), 10))
+        kernel = np.exp(np.minimum(self.of_time(past.asked_at - self.times[last]), 10))
         return self.tokens[last], kernel * (self.tokens[last] > 0)
 
 

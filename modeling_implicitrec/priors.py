@@ -65,12 +65,8 @@ def fit_priors(
     if by_users:
         counts = user_counts(train, config.vocab_size, recent_days)
     model.fit_item_counts(counts)
-    if config.copy_prior:
-        fit_copy_level(model, train)
-    if config.num_trend_events:
-        model.fit_trend(
-            flatten_column(train, "input_ids")[0], flatten_column(train, "timestamps")[0]
-        )
+    fit_copy_level(model, train)
+    fit_trend(model, train)
     if not config.num_cooccurrences:
         return
     if source not in ("sequence", "ease"):
@@ -86,6 +82,22 @@ def fit_priors(
 
     others = fold_tables(table, train, folds) if folds else None
     model.fit_cooccurrences(*table(train), folds=others)
+
+
+def fit_trend(model: ImplicitRecForScoring, train: Dataset) -> None:
+    """Tell the trend prior, where there is one, what everybody had and when.
+
+    Raises:
+        ValueError: for rows without times.
+    """
+    if model.head.trend is None:
+        return
+    if "timestamps" not in train.column_names:
+        raise ValueError(
+            f"num_trend_events needs a log with times, the rows have {train.column_names}"
+        )
+    tokens, times = (flatten_column(train, name)[0] for name in ("input_ids", "timestamps"))
+    model.fit_trend(tokens, times)
 
 
 def fit_copy_level(model: ImplicitRecForScoring, train: Dataset) -> None:
@@ -108,6 +120,8 @@ def fit_copy_level(model: ImplicitRecForScoring, train: Dataset) -> None:
     0.347
     """
     head, vocab_size = model.head, model.config.vocab_size
+    if head.copy is None or head.copy.level.any():
+        return
     tokens, owners = flatten_tokens(train, vocab_size)
     weights = np.ones(len(tokens))
     if "input_weights" in train.column_names:
@@ -119,7 +133,7 @@ def fit_copy_level(model: ImplicitRecForScoring, train: Dataset) -> None:
     before -= before[starts]
     asked = before > 0
     share = known[asked].mean() if asked.any() else 0.0
-    if head.copy is None or head.copy.level.any() or share in (0.0, 1.0):
+    if share in (0.0, 1.0):
         return
     background = head.item_bias.weight[1:].logsumexp(0).item() if head.item_bias else 0.0
     level = np.log(share / (1 - share)) + background - np.log(before[asked]).mean()

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from .configuration_implicitrec import ImplicitRecConfig
 from .kernels_implicitrec import TimeKernel
 
+HIDDEN = 0.5  # share of the training positions that do not say when they are asked
+
 
 class TrendPrior(nn.Module):
     """Excitation by the crowd: each of everybody's last events before the question raises its item.
@@ -13,7 +15,8 @@ class TrendPrior(nn.Module):
     The count of item v when asked at t is `sum over the last trend_context events before t, those of item
     v, of exp(k[age bucket])`, for a learned kernel k of the time since. Events at t itself do not count:
     so a label, at whose time the model is asked in training, never names itself. Where nobody says when
-    it is asked, it is now, as far as the model knows: after the last event of the user and of everybody.
+    the question is asked nothing is counted; half of the training positions are so, for the other parts
+    of the model to do without it.
     """
 
     tokens: Tensor
@@ -30,22 +33,22 @@ class TrendPrior(nn.Module):
         self.level = nn.Parameter(torch.zeros(1))
 
     def forward(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Source tokens and values, both `[positions, context]`; no events where there are no times."""
-        if "query_time" not in history:
+        """Source tokens and values, both `[positions, context]`; of no events where nobody says when."""
+        if "asked_at" not in history:
             none = history["input_ids"][:, :0]
             return none, none.to(self.level.dtype)
-        asked = history["query_time"][:, None]
-        if "asked_at" not in history and not self.training:
-            asked = torch.maximum(asked, self.times[-1] + 1)
+        asked = history["asked_at"][:, None]
         if torch.compiler.is_compiling():
             before = (self.times < asked).sum(1, keepdim=True)
         else:
             before = torch.searchsorted(self.times, asked.contiguous())
         place = before - 1 - torch.arange(self.context, device=asked.device)
         there, place = place >= 0, place.clamp_min(0)
-        tokens = self.tokens[place].long() * there
-        log_kernel = self.time_kernel.of_age(asked - self.times[place])
-        return tokens, (tokens > 0) * log_kernel.clamp_max(10).exp()
+        tokens = self.tokens[place].long()
+        values = self.time_kernel.of_age(asked - self.times[place]).clamp_max(10).exp()
+        if self.training:
+            there &= torch.rand(len(asked), 1, device=asked.device) >= HIDDEN
+        return tokens, values * (there & (tokens > 0))
 
     @torch.no_grad()
     def observe(self, tokens: Tensor, times: Tensor) -> None:
