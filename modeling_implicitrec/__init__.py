@@ -84,7 +84,7 @@ from .pipeline_implicitrec import TASK, RecommendationPipeline
 from .popularity import OwnFrequency, Popularity, PopularityNow, RecentPopularity, SameForAll
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .prior_learning import PriorCallback
-from .priors import cooccurrence_table, ease_table, fit_priors, fold_tables
+from .priors import cooccurrence_table, ease_table, fit_priors, fit_trend, fold_tables
 from .privacy import (
     PrivacyPlan,
     PrivateTrainer,
@@ -245,6 +245,7 @@ __all__ = [
     "export_onnx",
     "fit_baselines",
     "fit_priors",
+    "fit_trend",
     "fold_tables",
     "item_vectors",
     "freeze_body",

@@ -36,12 +36,14 @@ class BatchOptions:
         exclude_seen: only items that are new to the user.
         shard_users: users of one file; what a kill costs at most.
         batch_size: users whose scores exist at one time.
+        query_time: when everybody is asked, in seconds, for a model that reads it (`use_query_time`).
     """
 
     top_k: int = 10
     exclude_seen: bool = False
     shard_users: int = 20_000
     batch_size: int = 256
+    query_time: int | None = None
 
 
 def recommend_users(
@@ -139,7 +141,10 @@ def _shard(
     scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
     for start in range(0, len(rows), options.batch_size):
         places = order[start : start + options.batch_size]
-        values = scorer.score_batch(_inputs(past, places, scorer.model.config))
+        inputs = _inputs(past, places, scorer.model.config)
+        if options.query_time is not None:
+            inputs["query_time"] = torch.full((len(places),), options.query_time)
+        values = scorer.score_batch(inputs)
         if options.exclude_seen:
             seen = torch.from_numpy(histories.latest("input_ids", places))
             values.scatter_(1, seen.long(), -torch.inf)

@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from .matrices import flatten_tokens
+from .matrices import flatten_column, flatten_tokens
 
 LABELS_A_STEP = 1500  # events that a step learns from
 STEPS = 2100  # that a model of a small log needs
 PRIOR_STEPS = 200  # that the numbers of the co-occurrence prior need
 FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach
 EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
+TREND_EVENTS = 256  # of everybody's, in which what is taken now can be seen
+MAX_TREND_EVENTS = 2**20  # that a checkpoint holds: 12 MiB
+TREND_GAIN = (
+    0.2  # of the events that they name more than popularity does: from here on they are read
+)
 LONG = 100  # events from which histories are long
 REPEATS = 0.02  # share of events from which what comes again is a question of its own
 EVALUATION = (
@@ -39,6 +44,9 @@ class LogStatistics:
         window_days: length of a temporal test; `None` for leave-last-out.
         ordered: whether times, or an order, say what came after what.
         timed: whether events have times, so that recent ones can be told.
+        trend_share: share of the events new to their user whose item somebody had within the last
+            `TREND_EVENTS` of everybody.
+        popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
 
     users: int
@@ -49,6 +57,8 @@ class LogStatistics:
     window_days: float | None = None
     ordered: bool = True
     timed: bool = True
+    trend_share: float = 0.0
+    popular_share: float = 0.0
 
     @property
     def events_an_item(self) -> float:
@@ -99,8 +109,38 @@ def log_statistics(
         repeat_share=1 - pairs / len(tokens),
         window_days=window_days,
         ordered=ordered,
-        timed="timestamps" in splits["train"].column_names,
+        **trend_shares(splits["train"], tokens, owners),
     )
+
+
+def trend_shares(train: Dataset, tokens: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+    """`timed`, `trend_share` and `popular_share` of [`LogStatistics`].
+
+    Args:
+        tokens: `[events]` of the rows.
+        owners: `[events]` the row of each.
+    """
+    if "timestamps" not in train.column_names:
+        return {"timed": False}
+    times = flatten_column(train, "timestamps")[0]
+    pairs = owners * (tokens.max(initial=0) + 1) + tokens
+    new = np.zeros(len(tokens), dtype=bool)
+    new[np.unique(pairs, return_index=True)[1]] = True
+    order = np.argsort(times, kind="stable")
+    tokens, times, new = tokens[order], times[order], new[order]
+    places = np.lexsort((np.arange(len(tokens)), tokens))  # of one item after the other, in time
+    again = tokens[places[1:]] == tokens[places[:-1]]
+    later, earlier = places[1:][again], places[:-1][again]
+    trending = np.zeros(len(tokens), dtype=bool)
+    trending[later] = (later - earlier <= TREND_EVENTS) & (times[later] > times[earlier])
+    parts = [tokens[i : i + TREND_EVENTS] for i in range(0, len(tokens), TREND_EVENTS)]
+    distinct = int(np.mean([len(np.unique(part)) for part in parts[:-1] or parts]))
+    popular = np.isin(tokens, np.argsort(-np.bincount(tokens), kind="stable")[:distinct])
+    return {
+        "timed": True,
+        "trend_share": float(trending[new].mean()),
+        "popular_share": float(popular[new].mean()),
+    }
 
 
 def choose_settings(log: LogStatistics) -> list[Choice]:
@@ -140,6 +180,11 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
         Choice("model.exclude_seen", log.repeat_share < 0.001, share),
         Choice("model.num_cooccurrences", min(128 if ease or long else 64, log.items), lengths),
     ]
+    if not ease and log.trend_share > log.popular_share + TREND_GAIN:
+        now = f"{log.trend_share:.0%} of what is new to people others had just before"
+        chosen.append(Choice("model.use_query_time", True, now))
+        chosen.append(Choice("model.num_trend_events", min(log.events, MAX_TREND_EVENTS), now))
+        chosen.append(Choice("model.trend_context", TREND_EVENTS, now))
     if long and not ease:
         chosen.append(Choice("model.cooccurrence_context", 10, lengths))
     if ease:
@@ -218,8 +263,10 @@ def write_default_recipe(
     lines += ["train_sampling_strategy: group_by_length", *EVALUATION]
     lines += ["logging_steps: 50", "report_to: none", "seed: 0"]
     Path(folder, "finetune.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    repeats, ease = log.repeat_share >= REPEATS, "cooccurrence_source" in {c.key for c in chosen}
+    keys = {choice.key for choice in chosen}
+    repeats, ease = log.repeat_share >= REPEATS, "cooccurrence_source" in keys
     baselines = ["popularity", "recent_popularity"] if log.timed else ["popularity"]
+    baselines += ["popularity_now"] if "model.use_query_time" in keys else []
     baselines += ["own_frequency"] if repeats else []
     baselines += ["recent_frequency"] if repeats and log.timed else []
     baselines += ["cooccurrence", "ease"] if ease else ["cooccurrence"]

@@ -41,6 +41,11 @@ class LiveUser:
         """A column of the events that are held."""
         return self.columns[name][: self.size]
 
+    @property
+    def latest(self) -> int:
+        """The time of the last event, 0 where there is none."""
+        return int(self.held("timestamps")[-1]) if self.timed and self.size else 0
+
     def append(self, event: dict[str, Any]) -> None:
         """Take an event in, and make room for it where there is none."""
         if self.size == len(self.columns["input_ids"]):
@@ -152,14 +157,12 @@ class LiveBody:
         if self.config.negative_event_type_ids:
             kept = ~np.isin(user.held("event_type_ids"), self.config.negative_event_type_ids)
         times = user.held("timestamps") if user.timed else None
-        moment = asked
-        if asked is None and times is not None and user.size:
-            moment = int(times[-1])
+        moment = user.latest if asked is None else asked
         return Past(
             seen=user.held("input_ids"),
             items=user.held("input_ids")[kept],
             weights=user.held("input_weights")[kept],
-            ages=None if times is None or moment is None else moment - times[kept],
+            ages=None if times is None else moment - times[kept],
             asked_at=asked,
         )
 

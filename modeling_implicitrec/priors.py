@@ -85,7 +85,7 @@ def fit_priors(
 
 
 def fit_trend(model: ImplicitRecForScoring, train: Dataset) -> None:
-    """Tell the trend prior, where there is one, what everybody had and when.
+    """Tell the trend prior, where there is one, what everybody had and when: also after training.
 
     Raises:
         ValueError: for rows without times.

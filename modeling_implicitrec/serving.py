@@ -11,6 +11,7 @@ import torch
 
 from .checkpoints import load_checkpoint
 from .live_body import LiveBody, LiveUser
+from .live_head import Past
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 from .reranking import RankingRules, diverse
@@ -111,6 +112,8 @@ class ServingModel:
         self.vectors = self.retriever.table.numpy()
         self.catalogue = Catalogue(self.processor, catalogue)
         self.fingerprint = table_fingerprint(model)[:12]
+        trend = model.head.trend
+        self.latest = 0 if trend is None else int(trend.times.max())
 
     @property
     def model(self) -> ImplicitRecForScoring:
@@ -127,7 +130,7 @@ class ServingModel:
             chosen = [wishes[place] for place in places]
             found: Any = self.retriever.rank(
                 torch.from_numpy(np.stack([users[place].state for place in places])),
-                [self.body.past(users[place]) for place in places],
+                [self._past(users[place]) for place in places],
                 top_k=max(wish.top_k for wish in chosen),
                 exclude_seen=exclude_seen,
                 seen=[wish.seen for wish in chosen] if exclude_seen else None,
@@ -145,8 +148,12 @@ class ServingModel:
         (user,), head = self._users([history]), self.retriever.head
         tokens = encode_written_ids(self.processor, items)
         candidates, places = np.unique(np.maximum(tokens, 0), return_inverse=True)
-        scores = head.scores(user.state, head.counts(self.body.past(user)), candidates)[places]
+        scores = head.scores(user.state, head.counts(self._past(user)), candidates)[places]
         return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
+
+    def _past(self, user: LiveUser) -> Past:
+        """Asked now, as far as is known: after the last event of the user and of those of the trend."""
+        return self.body.past(user, max(self.latest, user.latest) + 1)
 
     def read(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[LiveUser]:
         """Users of these events, oldest first; of more than the model takes, see [`latest_window`]."""

@@ -15,9 +15,10 @@ from datasets import Dataset
 
 from modeling_implicitrec import (
     BatchOptions,
-    DataCollatorForNextItem,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    batch_histories,
+    fit_trend,
     load_checkpoint,
     load_sequences,
     parse_arguments,
@@ -39,6 +40,12 @@ class RecommendArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for Parquet shards of all users' recommendations"}
     )
+    query_time: int | None = field(
+        default=None,
+        metadata={
+            "help": "when they are asked, seconds since 1970; by default after the last event"
+        },
+    )
     shard_users: int = field(default=20_000, metadata={"help": "users of one shard"})
     batch_size: int = field(default=256, metadata={"help": "users scored at one time"})
 
@@ -47,8 +54,10 @@ def main() -> None:
     (args,) = parse_arguments(RecommendArguments)
     rows = load_sequences(Path(args.data_dir) / "latest")["latest"]
     model, processor = load_checkpoint(args.model)
+    fit_trend(model, rows)  # that of the training part ends earlier
+    moment = moment_of_asking(args, model, rows)
     if args.output_dir is not None:
-        recommend_all(args, model, processor, rows)
+        recommend_all(args, model, processor, rows, moment)
         return
     users = [str(user) for user in rows["user_id"]]
     if args.user_id is not None and str(args.user_id) not in users:
@@ -59,11 +68,8 @@ def main() -> None:
     print(f"\nuser {row['user_id']}: the last {len(history)} of {len(row['input_ids'])} events")
     for item in history:
         print(f"      {names.get(item, item)}")
-    collator = DataCollatorForNextItem(
-        model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
-    )
-    batch = collator([row | {"target_ids": []}])
-    del batch["target_ids"]
+    asked = {} if moment is None else {"query_time": moment}
+    batch = batch_histories(model.config, [row | asked])
     top = model.recommend(**batch, top_k=args.top_k, exclude_seen=args.exclude_seen)
     print(f"\n{args.top_k} recommendations{' of new items' if args.exclude_seen else ''}")
     for place, (token, score) in enumerate(zip(top.item_tokens[0], top.scores[0]), start=1):
@@ -71,11 +77,22 @@ def main() -> None:
         print(f"  {place:2d}. {names.get(item, item)}  ({score:.2f})")
 
 
+def moment_of_asking(
+    args: RecommendArguments, model: ImplicitRecForScoring, rows: Dataset
+) -> int | None:
+    """In seconds; `None` for a model that does not read it."""
+    if not model.config.use_query_time or "timestamps" not in rows.column_names:
+        return None
+    last = max(times[-1] for times in rows["timestamps"] if times)
+    return args.query_time or last + 1
+
+
 def recommend_all(
     args: RecommendArguments,
     model: ImplicitRecForScoring,
     processor: ImplicitRecProcessor,
     rows: Dataset,
+    moment: int | None,
 ) -> None:
     """Write this process' share of the shards."""
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -84,6 +101,7 @@ def recommend_all(
         exclude_seen=args.exclude_seen,
         shard_users=args.shard_users,
         batch_size=args.batch_size,
+        query_time=moment,
     )
     written = recommend_users(
         model.to(state.device),
