@@ -108,7 +108,7 @@ from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .rows import GroupedRows, SequenceRows
-from .scoring import ModelScorer
+from .scoring import ModelScorer, batch_histories
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .serving import Catalogue, ServingModel, Wish
 from .shards import load_sequences, save_sequences
@@ -134,6 +134,7 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline,
 __version__ = "0.1.0"
 __all__ = [
     "LogStatistics",
+    "batch_histories",
     "choose_settings",
     "log_statistics",
     "write_default_recipe",

@@ -182,8 +182,8 @@ class OnnxScorer:
         return dict(zip(OUTPUTS, self.session.run(OUTPUTS, given)))
 
     def score(self, rows: Sequence[Mapping[str, list]]) -> Tensor:
-        """`[rows, vocab_size]` float scores. Without a `query_time` it is the last event's time."""
+        """`[rows, vocab_size]` float scores, of rows with or without a `query_time`."""
         batch = batch_histories(self.config, rows)
         if "query_time" in self.inputs and "query_time" not in batch:
-            batch["query_time"] = batch["timestamps"].amax(1)
+            batch["query_time"] = torch.zeros(len(rows), dtype=torch.long)
         return torch.from_numpy(self.run(batch)["logits"])

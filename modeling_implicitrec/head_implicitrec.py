@@ -236,7 +236,7 @@ class ItemHead(nn.Module):
         """
         bias = self._background(table, candidate_ids)
         if self.trend is not None:
-            bias = bias.expand(len(hidden), -1).clone()
+            bias = bias.expand(hidden.shape[0], -1).clone()
             bias = self._excite(bias, bias, self.trend, history, candidate_ids)
         if candidate_ids is not None and candidate_ids.dim() == 2:
             chosen = F.embedding(candidate_ids, table, sparse=self.sparse)
@@ -331,7 +331,7 @@ def gather_history(batch: dict[str, Any], rows: Tensor, columns: Tensor) -> dict
         history["query_time"] = last
         if (asked := batch["query_time"]) is not None:
             asked = asked[rows] if asked.dim() == 1 else asked[rows, columns]
-            history |= {"query_time": asked, "asked_at": asked}
+            history |= {"query_time": torch.where(asked > 0, asked, last), "asked_at": asked}
     if batch["negative"] is not None:
         history = drop_negative(history, batch["negative"][rows])
     return history

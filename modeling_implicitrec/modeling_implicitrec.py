@@ -132,7 +132,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             candidate_ids: `[batch, candidates]` item tokens to score; all items by default.
             target_ids: `[batch, targets]` all right answers for what follows the last event, in any
                 order; not positive ones are ignored. The loss is their mean cross-entropy.
-            query_time: `[batch]` seconds, the moment of asking; needs `use_query_time`.
+            query_time: `[batch]`, or as `labels`, seconds: the moment of asking, 0 where nobody says it;
+                read with `use_query_time`.
             fold_ids: `[batch]` group of each user, read while training with cross-fitted
                 co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
             negative_labels: `[batch, length]` items that a label is to be put above, -100 for none; read

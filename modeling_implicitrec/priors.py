@@ -96,7 +96,7 @@ def fit_trend(model: ImplicitRecForScoring, train: Dataset) -> None:
         raise ValueError(
             f"num_trend_events needs a log with times, the rows have {train.column_names}"
         )
-    tokens, times = (flatten_column(train, name)[0] for name in ("input_ids", "timestamps"))
+    tokens, times = (flatten_column(train, c)[0].copy() for c in ("input_ids", "timestamps"))
     model.fit_trend(tokens, times)
 
 

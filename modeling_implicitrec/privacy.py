@@ -174,6 +174,11 @@ def check_private(
             "the co-occurrence table is read from the log without noise: private training needs "
             f"num_cooccurrences 0, got {config.num_cooccurrences}"
         )
+    if config.num_trend_events:
+        raise ValueError(
+            "the trend prior holds people's events, without names: private training needs "
+            f"num_trend_events 0, got {config.num_trend_events}"
+        )
     if config.loss_type != "softmax" and config.in_batch_share:
         raise ValueError(
             "negatives from the batch are other users' labels: private training needs "

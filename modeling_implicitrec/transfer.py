@@ -25,6 +25,8 @@ OWN = (
     "item_frequency",
     "head.cooccurrence.items",
     "head.cooccurrence.counts",
+    "head.trend.tokens",
+    "head.trend.times",
 )
 
 

@@ -36,9 +36,12 @@ def model() -> ImplicitRecForScoring:
         use_query_time=True,
         copy_prior=True,
         num_cooccurrences=4,
+        num_trend_events=40,
+        trend_context=5,
     )
     model = ImplicitRecForScoring(config).eval()
     model.fit_cooccurrences(torch.randint(1, 2001, (2001, 4)), torch.rand(2001, 4))
+    model.fit_trend(torch.randint(1, 2001, (40,)), 10**9 + torch.arange(40) * 10**6)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -62,7 +65,9 @@ def batch(users: int, length: int) -> dict[str, torch.Tensor]:
     }
     for values in events.values():
         values[0, 1:] = 0
-    return events | {"query_time": torch.full((users,), 2 * 10**9)}
+    moments = 10**9 + torch.randint(0, 4 * 10**7, (users,))
+    moments[1:2] = 0  # nobody says when
+    return events | {"query_time": moments}
 
 
 @pytest.mark.parametrize(("users", "length"), [(1, 1), (1, 8), (5, 8), (4, 3)])

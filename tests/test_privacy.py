@@ -179,6 +179,9 @@ def test_what_reads_the_log_without_noise_is_refused():
         check_private(config, fitted, rows)
     with pytest.raises(ValueError, match="num_cooccurrences 0, got 2"):
         check_private(ImplicitRecConfig(vocab_size=3, num_cooccurrences=2), public, rows)
+    with pytest.raises(ValueError, match="num_trend_events 0, got 9"):
+        trending = ImplicitRecConfig(vocab_size=3, num_trend_events=9, use_query_time=True)
+        check_private(trending, public, rows)
     with pytest.raises(ValueError, match="in_batch_share"):
         check_private(ImplicitRecConfig(vocab_size=3, loss_type="bce"), public, rows)
     twice = Dataset.from_dict({"user_id": [1, 1], "input_ids": [[1], [2]]})

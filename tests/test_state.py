@@ -17,6 +17,8 @@ EVERYTHING = {
     "copy_prior": True,
     "learn_copy_power": True,
     "num_cooccurrences": 4,
+    "num_trend_events": 12,
+    "trend_context": 5,
 }
 
 
@@ -27,6 +29,8 @@ def tiny(seed: int = 0, **changes) -> ImplicitRecForScoring:
     sizes |= {"max_position_embeddings": LIMIT}
     model = ImplicitRecForScoring(ImplicitRecConfig(**sizes | EVERYTHING | changes)).eval()
     model.fit_cooccurrences(torch.randint(1, 31, (31, 4)), torch.rand(31, 4))
+    if model.head.trend is not None:
+        model.fit_trend(torch.randint(1, 31, (12,)), 1_600_000_000 + torch.arange(12) * 4_000_000)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
