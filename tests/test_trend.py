@@ -12,11 +12,14 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     ModelScorer,
     PopularityNow,
+    ServingModel,
+    Wish,
     batch_histories,
     fit_baselines,
     fit_priors,
     fit_trend,
     leave_last_out,
+    save_checkpoint,
     temporal_split,
 )
 from modeling_implicitrec.kernels_implicitrec import SCALAR_STEP
@@ -37,7 +40,7 @@ def raised(model, moment: int) -> dict[int, float]:
     inputs = {name: values[:1] for name, values in histories().items()}
     asked = model(**inputs, query_time=torch.tensor([moment])).logits.detach()
     difference = (asked - model(**inputs).logits)[0]
-    return {int(i): float(difference[i]) for i in difference.abs().gt(1e-6).nonzero()[:, 0]}
+    return {int(i): difference[i].item() for i in difference.abs().gt(1e-6).nonzero()[:, 0]}
 
 
 def test_the_last_events_before_the_question_count_and_none_at_it_or_after():
@@ -155,3 +158,17 @@ def test_popularity_now_counts_the_days_before_the_question():
     np.testing.assert_allclose(
         now.score(asked), [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]], atol=1e-3
     )
+
+
+def test_a_service_asks_after_the_last_event_that_is_known(tmp_path):
+    processor = ImplicitRecProcessor.fit({"item_id": [f"item {n}" for n in range(30)]})
+    model = tiny(vocab_size=processor.vocab_size, **TREND)
+    model.fit_trend([20] * 6, [1000 + n for n in range(6)])
+    with torch.no_grad():
+        model.head.trend.level.fill_(1.0)
+    processor.adapt_to(model.config)
+    served = ServingModel(save_checkpoint(tmp_path / "model", model=model, processor=processor))
+    trending = processor.decode_items([20])[0]
+    for last in (10, 5000):  # before and after what is trending
+        wish = Wish([{"item_id": "item 3", "timestamp": last}], top_k=1)
+        assert served.recommend([wish])[0][0]["item_id"] == trending
