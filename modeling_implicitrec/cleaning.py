@@ -113,7 +113,7 @@ class Cleaner:
             return table
         copies = self.engine.keep("copies", _copies(table))
         self.count("duplicate", self.engine.count(copies))
-        return self.engine.settle("distinct", table.anti_join(copies, "row"))
+        return self.engine.keep("distinct_rows", table.anti_join(copies, "row"))
 
     def clean_users(self, table: ibis.Table) -> ibis.Table:
         """Drop machines and merge repeats; what this gives, it would leave as it is."""
@@ -144,6 +144,8 @@ class Cleaner:
             found["user like a machine"] = machine_users(rows, least, self.options.bot_entropy)
         for place, (reason, who) in enumerate(found.items()):
             machines = self.engine.keep(f"machines_{stage}_{place}", who)
+            if not self.engine.count(machines):
+                continue
             self.count(reason, self.engine.count(table.semi_join(machines, "user_id")))
             table = table.anti_join(machines, "user_id")
         return self.engine.settle(f"people_{stage}", table)

@@ -97,9 +97,9 @@ class DuckDBEngine:
             yield os.path.basename(part), self.read("bucket", part)
 
     def read(self, name: str, folder: str) -> ibis.Table:
-        """The shards of a folder, in memory."""
+        """The shards of a folder; to read them again costs less than to keep a copy."""
         files = os.path.join(folder, "*.parquet")
-        return self._keep(name, f"FROM read_parquet('{files}', hive_partitioning = false)")
+        return self._view(name, f"FROM read_parquet('{files}', hive_partitioning = false)")
 
     def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
         """Run an expression into a temporary table, in place of one of that name."""
@@ -111,6 +111,10 @@ class DuckDBEngine:
 
     def _keep(self, name: str, query: str) -> ibis.Table:
         self.connection.con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
+        return self.connection.table(name)
+
+    def _view(self, name: str, query: str) -> ibis.Table:
+        self.connection.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
         return self.connection.table(name)
 
     def beside_previous(
