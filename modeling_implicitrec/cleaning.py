@@ -113,7 +113,7 @@ class Cleaner:
             return table
         copies = self.engine.keep("copies", _copies(table))
         self.count("duplicate", self.engine.count(copies))
-        return self.engine.settle("distinct", table.anti_join(copies, "row"))
+        return self.engine.keep("distinct_rows", table.anti_join(copies, "row"))
 
     def clean_users(self, table: ibis.Table) -> ibis.Table:
         """Drop machines and merge repeats; what this gives, it would leave as it is."""
@@ -144,6 +144,8 @@ class Cleaner:
             found["user like a machine"] = machine_users(rows, least, self.options.bot_entropy)
         for place, (reason, who) in enumerate(found.items()):
             machines = self.engine.keep(f"machines_{stage}_{place}", who)
+            if not self.engine.count(machines):
+                continue
             self.count(reason, self.engine.count(table.semi_join(machines, "user_id")))
             table = table.anti_join(machines, "user_id")
         return self.engine.settle(f"people_{stage}", table)
@@ -236,21 +238,28 @@ def merge_repeats(
     Returns:
         The events, and how many went into the one before them.
     """
-    alike = ["item_id", *(name for name in ("event_type", "platform") if name in table.columns)]
-    timed = ["timestamp"] if "timestamp" in table.columns and seconds is not None else []
     order = [name for name in TIME_ORDER if name in table.columns]
-    placed = engine.beside_previous("placed", table, order, [*alike, *timed])
+    key = order[-1]  # each row's own
+    alike = ["item_id", *(name for name in ("event_type", "platform") if name in table.columns)]
+    before = [key, *alike]
+    narrow = table.select("user_id", *alike, *order)  # few columns are sorted, the others joined
+    if "timestamp" in table.columns and seconds is not None:
+        before.append("timestamp")
+    placed = engine.beside_previous("placed", narrow, order, before)
     same = placed.item_id == placed.previous_item_id
     for name in alike[1:]:
         same &= placed[name].identical_to(placed[f"previous_{name}"])
-    if timed:
+    if "timestamp" in before:
         same &= placed.timestamp - placed.previous_timestamp <= seconds
-    marked = _counted(placed).mutate(repeats=same.fill_null(False))
-    repeats = engine.keep("repeats", marked.filter(marked.repeats))
+    found = placed.filter(same).select("user_id", key, "place", before=placed[f"previous_{key}"])
+    counted = _counted(table)
+    strengths = [name for name in STRENGTHS if name in counted.columns]
+    found = engine.keep("found", found)
+    repeats = engine.keep("repeats", counted.select(key, *strengths).join(found, key))
     totals = engine.keep("totals", _repeat_totals(repeats))
-    first = marked.filter(~marked.repeats)
-    joined = first.left_join(totals, ["user_id", (first.place == totals.start)])
-    sums = {name: _sum(joined, name) for name in STRENGTHS if name in marked.columns}
+    first = counted.anti_join(repeats, key)
+    joined = first.left_join(totals, first[key] == totals.start)
+    sums = {name: _sum(joined, name) for name in strengths}
     names = [name for name in table.columns if name != "count"]
     merged = engine.settle("merged", joined.mutate(**sums).select([*names, "count"]))
     return merged, engine.count(repeats)
@@ -263,13 +272,13 @@ def _counted(table: ibis.Table) -> ibis.Table:
 
 
 def _repeat_totals(repeats: ibis.Table) -> ibis.Table:
-    """What the repeats of one event add up to, and the place of that event."""
+    """What the repeats of one event add up to, and that event's key as `start`."""
     window = ibis.window(group_by="user_id", order_by="place")
     # In a row of repeats places and row numbers grow alike.
     runs = repeats.mutate(number=ibis.row_number().over(window))
     runs = runs.mutate(run=runs.place - runs.number)
     sums = {f"more_{name}": runs[name].sum() for name in STRENGTHS if name in runs.columns}
-    return runs.group_by("user_id", "run").agg(start=runs.place.min() - 1, **sums)
+    return runs.group_by("user_id", "run").agg(start=runs.before.argmin(runs.place), **sums)
 
 
 def _sum(joined: ibis.Table, name: str) -> ibis.Value:

@@ -58,6 +58,8 @@ class DuckDBEngine:
             memory_limit=memory_limit or f"{half}MiB",
             temp_directory=os.path.join(folder, "spill"),
             preserve_insertion_order=True,
+            # Its guesses of sizes are wrong after filters: joins are written with the small side right.
+            disabled_optimizers="build_side_probe_side",
         )
         self._compiled: dict[Any, str] = {}
 
@@ -97,9 +99,9 @@ class DuckDBEngine:
             yield os.path.basename(part), self.read("bucket", part)
 
     def read(self, name: str, folder: str) -> ibis.Table:
-        """The shards of a folder, in memory."""
+        """The shards of a folder; to read them again costs less than to keep a copy."""
         files = os.path.join(folder, "*.parquet")
-        return self._keep(name, f"FROM read_parquet('{files}', hive_partitioning = false)")
+        return self._view(name, f"FROM read_parquet('{files}', hive_partitioning = false)")
 
     def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
         """Run an expression into a temporary table, in place of one of that name."""
@@ -113,12 +115,16 @@ class DuckDBEngine:
         self.connection.con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
         return self.connection.table(name)
 
+    def _view(self, name: str, query: str) -> ibis.Table:
+        self.connection.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+        return self.connection.table(name)
+
     def beside_previous(
         self, name: str, table: ibis.Table, order: list[str], columns: list[str]
     ) -> ibis.Table:
-        """Keep each event with its place and, in `previous_` columns, the user's event before.
+        """Each event with its place and, in `previous_` columns, the user's event before.
 
-        Sorted once, the table is read as a stream: several times faster than a window per user.
+        Sorted, the table is read as a stream: several times faster than a window per user.
         """
         same = "user_id = lag(user_id) OVER ()"
         before = [f"CASE WHEN {same} THEN lag({c}) OVER () END AS previous_{c}" for c in columns]
@@ -127,7 +133,7 @@ class DuckDBEngine:
             f"SELECT *, row_number() OVER () AS place, {', '.join(before)} "
             f"FROM (SELECT * FROM ({self.sql(table)}) ORDER BY {keys})"
         )
-        return self._keep(name, query)
+        return self._view(name, query)
 
     def count(self, table: ibis.Table) -> int:
         """How many rows a table has."""
@@ -223,10 +229,10 @@ class SparkEngine:
     def beside_previous(
         self, name: str, table: ibis.Table, order: list[str], columns: list[str]
     ) -> ibis.Table:
-        """Keep each event with its place and, in `previous_` columns, the user's event before."""
+        """Each event with its place and, in `previous_` columns, the user's event before."""
         window = ibis.window(group_by="user_id", order_by=order)
         before = {f"previous_{column}": table[column].lag().over(window) for column in columns}
-        return self.keep(name, table.mutate(place=ibis.row_number().over(window), **before))
+        return table.mutate(place=ibis.row_number().over(window), **before)
 
     def count(self, table: ibis.Table) -> int:
         """How many rows a table has."""

@@ -147,12 +147,12 @@ def find_examples(
         first_row: number of the log's first row among those staged.
     """
     bad = staged.filter(_.reason.notnull())
-    numbers = sorted(bad.select("reason").distinct().to_pyarrow()["reason"].to_pylist())
-    places = {}
-    for number in numbers:
-        first = bad.filter(_.reason == number).order_by("row").limit(EXAMPLES)
-        found = first.select("row").to_pyarrow()["row"].to_pylist()
-        places[REASONS[number]] = [int(row) - first_row for row in found]
+    window = ibis.window(group_by="reason", order_by="row")
+    first = bad.select("reason", "row", place=ibis.row_number().over(window))
+    places: dict[str, list[int]] = {}
+    found = first.filter(first.place < EXAMPLES).order_by("reason", "row").to_pyarrow()
+    for number, row in zip(found["reason"].to_pylist(), found["row"].to_pylist()):
+        places.setdefault(REASONS[number], []).append(row - first_row)
     rows = sorted({row for found in places.values() for row in found})
     if not rows:
         return {}
