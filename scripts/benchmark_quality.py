@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 from peer_environments import peer_python
-from peer_lists import LISTS, PARTS, export_splits, write_lists
+from peer_lists import LISTS, PARTS, export_splits, read_splits, write_lists
 from peer_models import peer_models
 from report_quality import write_report
 
 from modeling_implicitrec import (
     ImplicitRecProcessor,
     fit_baselines,
-    load_sequences,
     parse_arguments,
     rank_histories,
 )
@@ -79,7 +78,7 @@ def read_world(args: QualityArguments) -> World:
     training = yaml.safe_load((args.recipe / args.config).read_text())
     asked = yaml.safe_load((args.recipe / "evaluate.yaml").read_text())
     data = args.data_dir or Path(training["data_dir"])
-    rows = load_sequences(data / "sequences")
+    rows = read_splits(data / "sequences")
     processor = ImplicitRecProcessor.from_pretrained(data / "processor")
     train_split = "before_test" if training.get("refit") and "before_test" in rows else "train"
     folder = args.work_dir / f"{data.name}_{args.minutes:g}"  # lists of one budget of time

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from datasets import DatasetDict
+from peer_lists import read_splits
 from peer_marks import Run, read_job
 from step_profile import StepProfile
 from transformers import (
@@ -25,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from modeling_implicitrec import ModelScorer, RowWiseAdamW, load_sequences, parse_arguments
+from modeling_implicitrec import ModelScorer, RowWiseAdamW, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,10 +91,7 @@ def build_trainer(run: Run) -> tuple[Trainer, Marks]:
     args.early_stopping_patience = 0
     set_seed(training.seed)
     train, validation, processor = recipe.load(args)
-    splits = load_sequences(Path(args.data_dir) / "sequences")
-    for part in ("validation", "test"):  # the peers do not hear when people ask
-        told = splits[part].column_names
-        splits[part] = splits[part].remove_columns([c for c in told if c == "query_time"])
+    splits = read_splits(Path(args.data_dir) / "sequences")
     run.start()
     model = recipe.build_model(args, processor, train)
     own = recipe.build_collator(args, training, model, processor)

@@ -13,11 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
-from modeling_implicitrec import hit_rate_at_k, ndcg_at_k, recall_at_k
+from modeling_implicitrec import hit_rate_at_k, load_sequences, ndcg_at_k, recall_at_k
 
 METRICS = {"ndcg": ndcg_at_k, "hit_rate": hit_rate_at_k, "recall": recall_at_k}
 PARTS = ("validation", "test")
 LISTS = {"all": "keep", "new": "exclude"}  # protocol: the column of its lists
+
+
+def read_splits(folder: Path) -> DatasetDict:
+    """Prepared sequences without the time of asking, for which the peers have no place."""
+    splits = load_sequences(folder)
+    for part, rows in splits.items():
+        told = [name for name in rows.column_names if name == "query_time"]
+        splits[part] = rows.remove_columns(told)
+    return splits
 
 
 def export_splits(
