@@ -236,7 +236,7 @@ def build_trainer(args: FinetuneArguments, training, model, collator, train, val
     callbacks: list = [EpochCallback(collator)]
     if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    if args.prior_steps:
+    if args.prior_steps or args.prior_dropout:
         callbacks.append(PriorCallback(args.prior_steps, args.prior_dropout))
     optimizer = None
     if args.row_wise_optimizer:

@@ -308,6 +308,13 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
 
 
+def test_a_dropout_of_the_prior_that_never_begins_is_refused(data, tmp_path):
+    options = {"data_dir": data, "output_dir": tmp_path, "use_cpu": "true"}
+    options |= {"model": SMALL["model"], "prior_steps": 0, "prior_dropout": 0.5}
+    with pytest.raises(SystemExit, match="prior_steps must be at least 1.* got 0, 0.5$"):
+        run("finetune", FINETUNE_BEAUTY[1], *words(options))
+
+
 def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_path):
     latest = load_sequences(data / "latest")["latest"]
     test = load_sequences(data / "sequences")["test"]
