@@ -31,7 +31,6 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "3.11"
 app_file: app.py
-license: apache-2.0
 ---
 
 A recommender trained with implicitrec, to play with. The histories are those of `histories.json`.

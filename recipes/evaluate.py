@@ -160,6 +160,7 @@ def write_card(args: EvaluateArguments, model, processor, results: dict, trainin
         results=results,
         data_report=None if private else report,
         training=training,
+        license=training.get("license"),
     )
     print(f"\nmodel card: {card}")
     print(f"next: python recipes/recommend.py --model {args.model} --data_dir {args.data_dir}")

@@ -123,6 +123,10 @@ class FinetuneArguments:
     dp_count_noise: float = field(
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "of the weights, such as mit; left out: the card claims none"},
+    )
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
@@ -299,6 +303,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         best |= {"predicts events of": args.target_event_types}
     if private:
         best |= {"differential privacy": trainer.plan.to_dict()}
+    if args.license:
+        best |= {"license": args.license}
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
@@ -330,6 +336,7 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
         results={},
         data_report=json.loads(report.read_text()) if known else None,
         training=made,
+        license=args.license,
     )
     print(f"saved to {folder}")
 

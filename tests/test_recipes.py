@@ -273,7 +273,8 @@ def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys
     run("finetune", FINETUNE_BEAUTY[1], *words(options))
     assert hub.used == []  # off by default
     push = {"push_to_hub": "true", "hub_model_id": "alice/shop"}
-    run("finetune", FINETUNE_BEAUTY[1], *words(options | push | {"hub_private_repo": "true"}))
+    told = push | {"hub_private_repo": "true", "license": "mit"}
+    run("finetune", FINETUNE_BEAUTY[1], *words(options | told))
     kept = hub.repos["models", "alice/shop"]
     assert kept.private and len(kept.commits) == 2
     files = hub.files("alice/shop")
@@ -284,7 +285,8 @@ def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys
     run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options | push))
     assert len(kept.commits) == 3
     measured = json.loads(hub.read("alice/shop", "results_test.json"))["new"]["implicitrec"]
-    assert f"{measured['metrics']['ndcg@10']:.4f}" in hub.read("alice/shop", "README.md").decode()
+    card = hub.read("alice/shop", "README.md").decode()
+    assert f"{measured['metrics']['ndcg@10']:.4f}" in card and "\nlicense: mit\n" in card
     assert sum(group["num_users"] for group in measured["groups"].values()) == measured["num_users"]
     assert capsys.readouterr().out.count("pushed to") == 2
 
