@@ -373,12 +373,14 @@ def main() -> None:
     collator = build_collator(args, training, model, processor)
     trainer = build_trainer(args, training, model, collator, train, validation)
     trainer.add_callback(ProcessorCallback(processor))
-    trainer.train(resume_from_checkpoint=resume_point(training) if args.resume else None)
+    resumed_from = resume_point(training) if args.resume else None
+    trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
-        made = summary(args, trainer) | record.to_dict(processes=training.world_size)
+        facts = {"processes": training.world_size, "resumed_from": resumed_from}
+        made = summary(args, trainer) | record.to_dict(**facts)
         save(args, trainer, processor, made)
         if push_to_hub:
             push(training)

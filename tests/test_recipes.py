@@ -171,6 +171,8 @@ def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
     assert left.keys() == right.keys()
     for name, values in left.items():
         np.testing.assert_array_equal(values, right[name], err_msg=name)
+    assert "| seconds and energy since | checkpoint-2 |" in (tmp_path / "README.md").read_text()
+    assert "seconds and energy since" not in (trained / "README.md").read_text()
 
 
 def launch_two(config: str, *command: str, **variables: str) -> None:
