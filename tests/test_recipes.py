@@ -360,6 +360,16 @@ def test_a_wrong_recipe_ends_in_one_line(data, tmp_path, given, message):
     assert not (tmp_path / "data").exists()
 
 
+def test_preparing_takes_no_folder_of_others_for_its_own(data, tmp_path):
+    kept = tmp_path / "home" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("two years of work")
+    for folder in (kept.parent, kept):
+        with pytest.raises(SystemExit, match=f"name a new folder, got {folder} with thesis.txt"):
+            run("prepare", *words({"source": data.parent / "log.csv", "output_dir": folder}))
+    assert kept.read_text() == "two years of work"
+
+
 @pytest.mark.parametrize(
     "name, package, extra", [("serve", "uvicorn", "serve"), ("demo_app", "gradio", "app")]
 )
