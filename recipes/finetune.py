@@ -40,6 +40,7 @@ from modeling_implicitrec import (
     choose_tuning,
     compute_hit_metrics,
     fit_priors,
+    load_checkpoint,
     load_sequences,
     merge_lora,
     noisy_item_counts,
@@ -137,7 +138,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     source, features = None, item_features(args)
     settings: dict = {}
     if args.from_checkpoint:
-        source = ImplicitRecForScoring.from_pretrained(args.from_checkpoint)
+        source, known = load_checkpoint(args.from_checkpoint)
         settings = {
             name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
         }
@@ -154,8 +155,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         model.fit_item_features(features)
     fit_counts(args, model, processor, train)
     if source is not None:
-        pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
-        print(transfer_weights(model, source, pair, namespace=args.namespace))
+        print(transfer_weights(model, source, (known, processor), namespace=args.namespace))
     choose_tuning(model, args.tune, lora_rank=args.lora_rank)
     return model
 

@@ -139,7 +139,7 @@ def test_a_wrong_command_line_says_what_is_wrong(words, message):
 
 
 def test_a_list_at_the_top_of_the_file_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="expected a mapping"):
+    with pytest.raises(ValueError, match="expected a YAML file of keys and values"):
         parse_arguments(Data, args=[write(tmp_path, "- a\n")])
 
 

@@ -307,6 +307,13 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", path, "--learning_rat", "1")
     with pytest.raises(SystemExit, match="no prepared data in"):
         run("finetune", path, "--data_dir", str(tmp_path / "none"))
+    start = {"data_dir": data, "output_dir": tmp_path, "from_checkpoint": "nowhere"}
+    with pytest.raises(SystemExit, match="^error: no checkpoint at 'nowhere'"):
+        run("finetune", *words(start))
+    with pytest.raises(SystemExit, match="^error: .*'hidden_size' expected int, got str"):
+        run("finetune", *words(start | {"from_checkpoint": "", "model": "{hidden_size: big}"}))
+    with pytest.raises(SystemExit, match="has the parts .*'test', .* got .'tests'."):
+        run("evaluate", *words({"model": trained, "data_dir": data, "split": "tests"}))
     with pytest.raises(SystemExit, match="user '999' is not in"):
         options = {"model": trained, "data_dir": data, "user_id": 999}
         run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
