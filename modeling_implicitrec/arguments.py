@@ -322,6 +322,8 @@ def _type_name(hint: Any) -> str:
 
 def _help_text(options: dict[str, _Option]) -> str:
     lines = [f"usage: {Path(sys.argv[0]).name} [FILE.yaml] [--key value] [--flag | --no-flag] ..."]
+    if told := sys.modules["__main__"].__doc__:
+        lines += ["", told.strip()]  # what the recipe does, in its own words
     owner = None
     for key, option in options.items():
         if option.owner is not owner:

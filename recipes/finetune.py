@@ -114,7 +114,8 @@ class FinetuneArguments:
         metadata={"help": "the co-occurrence prior's numbers learn in these steps only; 0: in all"},
     )
     prior_dropout: float = field(
-        default=0.0, metadata={"help": "share of positions that do not see it after prior_steps"}
+        default=0.0,
+        metadata={"help": "share of positions that do not see the prior after prior_steps"},
     )
     dp_epsilon: float = field(
         default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
@@ -128,7 +129,9 @@ class FinetuneArguments:
         default=None,
         metadata={"help": "of the weights, such as mit; left out: the card claims none"},
     )
-    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "evaluations without a better one; 0: never stop early"}
+    )
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
 

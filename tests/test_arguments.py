@@ -209,3 +209,11 @@ def test_help_has_plain_per_cent_signs(capsys):
         parse_arguments(TrainingArguments, args=["--help"])
     text = capsys.readouterr().out
     assert "20%" in text and "%%" not in text
+
+
+def test_help_begins_with_what_the_recipe_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Bake a cake: `python cake.py`.\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(Data, args=["--help"])
+    usage, _, told, *_ = capsys.readouterr().out.splitlines()
+    assert usage.startswith("usage: ") and told == "Bake a cake: `python cake.py`."
