@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 
 class _Option(NamedTuple):
@@ -82,7 +83,8 @@ def run_recipe(main: Callable[[], None]) -> None:
 
     Raises:
         SystemExit: for a `ValueError`, `FileNotFoundError` or `ImportError` that a module of this package
-            raised, with its message. All other errors keep their traceback.
+            raised, with its message, and for a value in `model:` of another type than the configuration
+            has. All other errors keep their traceback.
 
     >>> def main():
     ...     parse_arguments(int, args=[])
@@ -97,6 +99,8 @@ def run_recipe(main: Callable[[], None]) -> None:
         if frame.f_globals["__name__"].partition(".")[0] != __package__:
             raise
         raise SystemExit(f"error: {error}") from None
+    except StrictDataclassFieldValidationError as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
 
 
 def _collect_options(dataclass_types: Sequence[type]) -> dict[str, _Option]:
@@ -175,7 +179,8 @@ def _read_file(path: str, options: dict[str, _Option]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path}: expected a mapping of keys to values, got {type(content).__name__}"
+            f"{path}: expected a YAML file of keys and values, got {type(content).__name__}; "
+            "overrides are written --key value"
         )
     values = {}
     for key, value in content.items():
@@ -317,6 +322,8 @@ def _type_name(hint: Any) -> str:
 
 def _help_text(options: dict[str, _Option]) -> str:
     lines = [f"usage: {Path(sys.argv[0]).name} [FILE.yaml] [--key value] [--flag | --no-flag] ..."]
+    if told := sys.modules["__main__"].__doc__:
+        lines += ["", told.strip()]  # what the recipe does, in its own words
     owner = None
     for key, option in options.items():
         if option.owner is not owner:

@@ -11,7 +11,6 @@ from scipy import linalg, sparse
 
 from .bpr import BPR
 from .matrices import (
-    Row,
     Rows,
     binary_matrix,
     flatten_tokens,
@@ -25,6 +24,7 @@ from .popularity import (
     RecentPopularity,
     tie_break,
 )
+from .rows import Row
 
 
 class Scorer(Protocol):

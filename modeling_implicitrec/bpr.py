@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from .matrices import Row, Rows, binary_matrix, item_counts
+from .matrices import Rows, binary_matrix, item_counts
+from .rows import Row
 
 
 class BPR:

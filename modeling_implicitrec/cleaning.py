@@ -8,9 +8,8 @@ import numpy as np
 from ibis import _
 
 from .engine import Engine
-from .event_columns import REASONS, STRENGTHS
+from .event_columns import REASONS, SECONDS_PER_DAY, STRENGTHS
 
-SECONDS_PER_DAY = 86_400
 TIME_ORDER = ("timestamp", "order", "log_order", "row")
 
 

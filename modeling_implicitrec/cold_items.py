@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from .baselines import Scorer
 from .evaluation import EvaluationResult, evaluate
-from .matrices import Row
+from .rows import Row
 from .shards import read_batches, write_arrow
 
 RECENT = 20  # events of a history that content is compared with

@@ -87,6 +87,11 @@ class DataCollatorForNextItem:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.negative_labels and (self.target_window or not self.negative_event_type_ids):
             raise ValueError("negative_labels need negative_event_type_ids and no target_window")
+        if self.label_horizon < 0 or self.target_window < 0:
+            raise ValueError(
+                f"label_horizon and target_window must not be negative, got {self.label_horizon:g} and "
+                f"{self.target_window:g} seconds"
+            )
         both = set(self.target_event_type_ids) & set(self.negative_event_type_ids)
         if both:
             raise ValueError(f"a type is a target or negative, both are {sorted(both)}")

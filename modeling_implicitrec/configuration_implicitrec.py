@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from .integrity_implicitrec import check_object
+from .integrity_implicitrec import objects_only
 from .pipeline_implicitrec import TASK, RecommendationPipeline
 
 SEQUENCE_MIXERS = ("attention", "gru", "convolution")
@@ -195,8 +195,11 @@ class ImplicitRecConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The content of `config.json`; `ValueError` where it is no JSON object."""
-        check_object(pretrained_model_name_or_path, CONFIG_NAME, kwargs)
-        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        with objects_only(pretrained_model_name_or_path, CONFIG_NAME, kwargs):
+            content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if not isinstance(content, dict):
+                raise TypeError(f"{CONFIG_NAME} must hold an object, got {type(content)}")
+        return content, unused
 
     def _check_sizes(self) -> None:
         """Raise `ValueError` where sizes or choices do not fit together."""

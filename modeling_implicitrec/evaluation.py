@@ -24,7 +24,8 @@ from .metrics import (
     precision_at_k,
     recall_at_k,
 )
-from .ranking import Row, Seen, pad_tokens, rank_histories, row_batches
+from .ranking import Seen, pad_tokens, rank_histories, row_batches
+from .rows import Row
 
 USER_METRICS = {
     "recall": recall_at_k,

@@ -9,6 +9,7 @@ IDS = ("user_id", "item_id")
 STRENGTHS = ("duration", "count")
 NUMBERS = ("duration", "item_duration", "count")
 LABELS = ("event_type", "platform")
+SECONDS_PER_DAY = 86_400
 # Why a row cannot be used, by the number under which that is stored: the first that holds.
 REASONS = (
     "missing user_id",

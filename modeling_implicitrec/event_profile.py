@@ -10,12 +10,12 @@ import pyarrow as pa
 from datasets import Dataset
 from ibis import _
 
+from .event_columns import SECONDS_PER_DAY
 from .processing_implicitrec import ImplicitRecProcessor
 
 ALL_TYPES = "all events"  # the one type of a log without event types
 OTHER_TYPES = "other types"
 NO_TYPE = "no type recorded"
-SECONDS_PER_DAY = 86_400
 LARGEST = 1e30  # not NaN and not infinite, in every engine
 LAST_SECOND = 6e10  # the years 68 to 3871: a time beyond them is no time, and on no calendar
 MAX_DAYS = 20_000  # a log with unreadable times may name millions of days; the fullest are kept

@@ -136,6 +136,12 @@ def add_at(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return add(1, index, values)
 
 
+def lowest_at(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Scores whose tokens `[positions, n]` have the lowest number; in place as [`add_at`] is."""
+    put = scores.scatter if torch.is_grad_enabled() else scores.scatter_
+    return put(1, tokens, torch.finfo(scores.dtype).min)
+
+
 def read_rows(table: nn.Embedding, items: Tensor) -> Tensor:
     """The rows of items, without the padding row's special place among gradients."""
     return F.embedding(items, table.weight, sparse=table.sparse)

@@ -7,8 +7,9 @@ from datasets import Dataset
 
 from .baselines import Scorer
 from .evaluation import EvaluationResult, TargetFilter, evaluate
-from .matrices import INPUTS, Row
+from .matrices import INPUTS
 from .ranking import Seen
+from .rows import Row
 
 
 class LastEvents:

@@ -103,7 +103,7 @@ def write_model_card(
     results: Mapping[str, Mapping[str, Mapping[str, Any]]],
     data_report: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
 ) -> Path:
     """Write `README.md`, a model card whose every number comes from the arguments.
 
@@ -120,7 +120,7 @@ def write_model_card(
         training: settings really used by name; `"users"` is the number of users trained on, `"period"`
             the first and the last day of their events, `"differential privacy"` a plan's `to_dict()`,
             `"privacy audit"` what `scripts/audit_privacy.py` found.
-        license: of the weights, by its Hub identifier.
+        license: that you give the weights, by its Hub identifier; by default the card claims none.
 
     Returns:
         The path of the card.

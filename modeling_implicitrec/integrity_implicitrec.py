@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,27 @@ def _find(source: Any, name: str, options: Mapping[str, Any]) -> str | None:
     return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where(options))
 
 
-def check_object(source: Any, name: str, options: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where a JSON file of a checkpoint holds anything but an object.
+@contextmanager
+def objects_only(source: Any, name: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """A load in whose place, where it fails, a `ValueError` names a JSON file that holds no object.
 
-    A file that is missing or no JSON is left to the load, which says so itself.
+    Only a load that failed has the file looked at, which may cost a request. One that is missing or no
+    JSON is left to the load, which says so itself.
 
     Args:
         source: folder, Hub repository, or the file.
         name: of the file in `source`.
         options: the arguments of the load.
     """
-    path = source if os.path.isfile(source) else _find(source, name, options)
-    if path is None:
-        return
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        return
-    if not isinstance(content, dict):
+        yield
+    except (AttributeError, TypeError, ValueError):
+        path = source if os.path.isfile(source) else _find(source, name, options)
+        content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            raise
         got = json.dumps(content)[:40]
-        raise ValueError(f"{name} of {source} must hold a JSON object, got {got}")
+        raise ValueError(f"{name} of {source} must hold a JSON object, got {got}") from None
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .configuration_implicitrec import ImplicitRecConfig
+
 
 def normalised_label_weights(label_weights: Tensor | None, count: int, like: Tensor) -> Tensor:
     """Weights that sum to one: `w / sum(w)`; even where none are given or all are zero.
@@ -107,6 +109,49 @@ def gbce_beta(num_negatives: int, num_items: int, calibration: float) -> float:
     """The exponent of gBCE for `num_negatives` drawn from `num_items` items."""
     rate = min(1.0, num_negatives / max(num_items - 1, 1))
     return rate * (calibration * (1 - 1 / rate) + 1 / rate)
+
+
+def draws_of(config: ImplicitRecConfig) -> tuple[int, int]:
+    """Negatives drawn from the catalogue, and from the batch's labels."""
+    in_batch = int(config.num_negatives * config.in_batch_share)
+    return config.num_negatives - in_batch, in_batch
+
+
+def negatives_for(config: ImplicitRecConfig, targets: Tensor) -> Tensor | None:
+    """The negatives `[negatives]` that all targets share, none for the full softmax."""
+    if config.loss_type == "softmax":
+        return None
+    return draw_negatives(targets, config.vocab_size, *draws_of(config))
+
+
+def position_losses(
+    config: ImplicitRecConfig,
+    score: Callable[[Tensor | None], Tensor],
+    targets: Tensor,
+    negatives: Tensor | None,
+    frequency: Tensor,
+) -> Tensor:
+    """The loss that the configuration names, `[positions]`.
+
+    Args:
+        config: for `loss_type` and what belongs to it.
+        score: gives `[positions, candidates]` scores of candidates, or with `None` of the catalogue.
+        targets: `[positions]` the labels.
+        negatives: as [`negatives_for`] draws them.
+        frequency: as in [`expected_draws`].
+    """
+    if negatives is None:
+        return softmax_loss(score(None), targets, config.label_smoothing)
+    positive = score(targets[:, None])[:, 0]
+    lowest = torch.finfo(positive.dtype).min
+    others = score(negatives).masked_fill(negatives[None] == targets[:, None], lowest)
+    if config.loss_type == "sampled_softmax":
+        drawn = expected_draws(frequency, negatives, *draws_of(config))
+        return sampled_softmax_loss(positive, others, drawn.log())
+    beta = 1.0
+    if config.loss_type == "gbce":
+        beta = gbce_beta(config.num_negatives, config.vocab_size - 1, config.gbce_calibration)
+    return gbce_loss(positive, others, beta)
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Encoded rows as flat arrays and user-item matrices."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from scipy import sparse
 
-Row = dict[str, Any]
+from .event_columns import SECONDS_PER_DAY
+from .rows import Row
+
 Rows: TypeAlias = Sequence[Row] | Dataset
 
 # The columns of an encoded row that have a value for each event: inputs of a model.
 INPUTS = ("input_ids", "input_weights", "timestamps", "event_type_ids", "platform_ids")
-SECONDS_PER_DAY = 86_400.0
 
 
 def flatten_column(rows: Rows, column: str) -> tuple[np.ndarray, np.ndarray]:

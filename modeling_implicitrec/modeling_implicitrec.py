@@ -12,19 +12,15 @@ from .body_implicitrec import ImplicitRecModel
 from .catalogue_implicitrec import CatalogueMixin
 from .classification_implicitrec import ImplicitRecForSequenceClassification  # noqa: F401 travels along
 from .configuration_implicitrec import ImplicitRecConfig
-from .head_implicitrec import ItemHead, StateCentre, gather_history
+from .head_implicitrec import ItemHead, StateCentre, gather_history, lowest_at
 from .layers_implicitrec import last_events, negative_events
 from .loss_implicitrec import (
     chunked_loss,
-    draw_negatives,
-    expected_draws,
-    gbce_beta,
-    gbce_loss,
+    negatives_for,
     normalised_label_weights,
     pair_loss,
     pointwise_loss,
-    sampled_softmax_loss,
-    softmax_loss,
+    position_losses,
     targets_loss,
 )
 from .objectives_implicitrec import Objectives
@@ -205,39 +201,62 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
 
     @torch.no_grad()
     def last_states(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        cache: UserState | None = None,
-        query_time: Tensor | None = None,
-        **inputs: Tensor,
+        self, input_ids: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The centred states `[batch, hidden_size]` after the last events, and what the priors read there.
 
         They are what the head makes the scores of, and what an index is searched with.
 
         Args:
-            input_ids: `[batch, length]`, with the other inputs of [`ImplicitRecModel`] by name; or a
-                `cache` that holds all events.
+            input_ids: `[batch, length]`, with the other inputs of [`ImplicitRecModel`] and `query_time` by
+                name; or a `cache` that holds all events.
         """
+        return self._at_last(*self._after(input_ids, **inputs))
+
+    @torch.no_grad()
+    def last_scores(self, input_ids: Tensor | None = None, **inputs: Any) -> Tensor:
+        """`[batch, vocab_size]` scores of what comes next: the logits of `forward` in less time.
+
+        Args:
+            input_ids: as [`~ImplicitRecForScoring.last_states`] takes it, with the other inputs.
+
+        >>> from modeling_implicitrec import ImplicitRecConfig
+        >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=5)).eval()
+        >>> history = torch.tensor([[3, 1, 4]])
+        >>> torch.allclose(model.last_scores(history), model(history).logits, atol=1e-5)
+        True
+        """
+        return self._last_scores(*self._after(input_ids, **inputs))
+
+    def _after(
+        self,
+        input_ids: Tensor | None,
+        *,
+        cache: UserState | None = None,
+        query_time: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> tuple[Tensor, dict]:
+        """The states after the last events as the body gives them, and the whole histories."""
         if cache is not None or input_ids is None:
             cache = self._advanced(input_ids, cache=cache, **inputs)[1]
             states, events = cache.last_hidden_state, cache.events
         else:
             events = event_columns(self.config, input_ids, **inputs)
             states = self.model.last_hidden(events)
-        return self._at_last(states, self._prior_inputs(events, query_time))
+        return states, self._prior_inputs(events, query_time)
 
     def _at_last(self, states: Tensor, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.arange(states.shape[0], device=states.device)
         history = gather_history(batch, rows, last_events(batch["weights"]))
         return self.state_centre(states), history
 
-    def _last_scores(self, states: Tensor, batch: dict, candidate_ids: Tensor | None) -> Tensor:
+    def _last_scores(
+        self, states: Tensor, batch: dict, candidate_ids: Tensor | None = None
+    ) -> Tensor:
         states, history = self._at_last(states, batch)
         scores = self.head(states, self.item_table(), history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
-            scores = scores.scatter(1, batch["input_ids"], torch.finfo(scores.dtype).min)
+            scores = lowest_at(scores, batch["input_ids"])
         return scores
 
     def _next_item_loss(
@@ -259,7 +278,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         targets = labels[rows, columns]
         refused = batch["negative_labels"] if self.config.negative_event_loss else None
         refused = None if refused is None else refused[rows, columns]
-        draws = self._draw_negatives(targets)
+        draws = negatives_for(self.config, targets)
         names = [name for name, _ in self.head.named_parameters()]
         batch["own_ids"] = own_events(batch["input_ids"], labels, batch["negative"])
 
@@ -270,7 +289,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
                 inputs = (states, table, history, candidates)
                 return functional_call(self.head, dict(zip(names, head)), inputs)
 
-            losses = self._position_losses(score, targets[at], draws)
+            losses = position_losses(self.config, score, targets[at], draws, self.item_frequency)
             if refused is not None:
                 pairs = torch.stack([targets[at], refused[at].clamp_min(0)], dim=1)
                 losses = losses + self.config.negative_event_loss * pair_loss(
@@ -287,32 +306,6 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             return 0.0
         share = 1.0 if num_items is None else (labels != -100).sum() / num_items
         return share * self.objectives(self, given, hidden)
-
-    def _draws(self) -> tuple[int, int]:
-        """Negatives drawn from the catalogue, and from the batch's labels."""
-        in_batch = int(self.config.num_negatives * self.config.in_batch_share)
-        return self.config.num_negatives - in_batch, in_batch
-
-    def _draw_negatives(self, targets: Tensor) -> Tensor | None:
-        if self.config.loss_type == "softmax":
-            return None
-        return draw_negatives(targets, self.config.vocab_size, *self._draws())
-
-    def _position_losses(self, score, targets: Tensor, negatives: Tensor | None) -> Tensor:
-        config = self.config
-        if negatives is None:
-            return softmax_loss(score(None), targets, config.label_smoothing)
-        positive = score(targets[:, None])[:, 0]
-        lowest = torch.finfo(positive.dtype).min
-        others = score(negatives).masked_fill(negatives[None] == targets[:, None], lowest)
-        if config.loss_type == "sampled_softmax":
-            drawn = expected_draws(self.item_frequency, negatives, *self._draws())
-            return sampled_softmax_loss(positive, others, drawn.log())
-        beta = 1.0
-        if config.loss_type == "gbce":
-            items = config.vocab_size - 1
-            beta = gbce_beta(config.num_negatives, items, config.gbce_calibration)
-        return gbce_loss(positive, others, beta)
 
     @torch.no_grad()
     def update(

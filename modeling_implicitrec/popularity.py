@@ -4,15 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .matrices import (
-    SECONDS_PER_DAY,
-    Row,
-    Rows,
-    flatten_column,
-    flatten_tokens,
-    item_counts,
-    recent_events,
-)
+from .event_columns import SECONDS_PER_DAY
+from .matrices import Rows, flatten_column, flatten_tokens, item_counts, recent_events
+from .rows import Row
 
 # Popularity breaks ties: at most this much is added to a score, so order among scores that differ
 # by more is kept.

@@ -25,7 +25,8 @@ class PriorCallback(TrainerCallback):
     def __init__(self, steps: int, dropout: float = 0.0) -> None:
         if steps < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"the prior's steps must be at least 1 and its dropout in [0, 1), got {steps}, {dropout}"
+                f"prior_steps must be at least 1, and prior_dropout, which begins after them, in [0, 1); "
+                f"got {steps}, {dropout}"
             )
         self.steps = steps
         self.dropout = dropout

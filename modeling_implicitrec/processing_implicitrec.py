@@ -10,7 +10,7 @@ from transformers.utils import PROCESSOR_NAME, cached_file
 
 from .compatibility_implicitrec import check_together
 from .histories_implicitrec import ages_in_rows, check_offsets, pad_histories, read_histories
-from .integrity_implicitrec import check_object, where
+from .integrity_implicitrec import objects_only, where
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
 from .weights_implicitrec import (
     COLUMNS,
@@ -391,8 +391,8 @@ class ImplicitRecProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):  # type: ignore[override]
         """Load from a folder or a Hub repository; `ValueError` where a file does not hold what it must."""
-        check_object(pretrained_model_name_or_path, PROCESSOR_NAME, kwargs)
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with objects_only(pretrained_model_name_or_path, PROCESSOR_NAME, kwargs):
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         options = where(kwargs) | {"force_download": kwargs.get("force_download", False)}
         path = cached_file(pretrained_model_name_or_path, FILE_NAME, **options)
         processor.vocabulary = ItemVocabulary.load(str(path))

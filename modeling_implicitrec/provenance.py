@@ -36,20 +36,23 @@ class RunRecord:
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 
-    def to_dict(self, processes: int = 1) -> dict[str, Any]:
+    def to_dict(self, processes: int = 1, resumed_from: str | None = None) -> dict[str, Any]:
         """Facts of the run until now, by the names that a card shows.
 
         Energy is estimated where only the CPU worked: its seconds times 10 W.
 
         Args:
             processes: that did as much as this one.
+            resumed_from: the checkpoint that the run went on from, before which nobody took the time.
         """
         cpu = (time.process_time() - self.cpu_started) * processes
         on_gpu = torch.cuda.is_available()
         energy = None if on_gpu else round(cpu * WATTS_PER_CORE / JOULES_PER_KWH, 6)
+        since = {"seconds and energy since": Path(resumed_from).name} if resumed_from else {}
         return {
             "command": _command(),
             "commit": _commit(),
+            **since,
             "seconds": round(time.monotonic() - self.started, 1),
             "CPU seconds": round(cpu, 1),
             "hardware": torch.cuda.get_device_name() if on_gpu else _processor(),

@@ -10,11 +10,11 @@ import torch
 from torch.utils import data
 
 from .collation import DataCollatorForNextItem
+from .event_columns import SECONDS_PER_DAY as DAY
 from .matrices import INPUTS
 from .metrics import auc, average_precision, calibration_error, log_loss
 from .rows import Row, SequenceRows
 
-DAY = 86_400
 ACTIVITY_DAYS = (7, 28, 91)
 
 

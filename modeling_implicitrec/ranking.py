@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-Row = dict[str, Any]
+from .rows import Row
+
 Seen = Literal["exclude", "keep"]
 
 

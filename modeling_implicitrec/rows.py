@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from torch.utils import data
 
-Row = dict[str, np.ndarray | int | str]
+Row = dict[str, Any]  # an encoded sequence: by column a value, or one for each event
 
 
 class SequenceRows(data.Dataset):

@@ -37,12 +37,7 @@ class ModelScorer:
         """`[rows, vocab_size]` float scores."""
         return self.score_batch(batch_histories(self.model.config, rows))
 
-    @torch.no_grad()
     def score_batch(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """`[rows, vocab_size]` float scores after the inputs of the model, the logits of its `forward`."""
         inputs = {name: values.to(self.model.device) for name, values in batch.items()}
-        states, history = self.model.last_states(**inputs)
-        scores = self.model.head(states, self.model.item_table(), history)
-        if self.model.config.exclude_seen:
-            scores.scatter_(1, inputs["input_ids"], torch.finfo(scores.dtype).min)
-        return scores.float().cpu()
+        return self.model.last_scores(**inputs).float().cpu()

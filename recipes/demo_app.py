@@ -11,8 +11,8 @@ from pathlib import Path
 
 import modeling_implicitrec
 from modeling_implicitrec import (
-    ImplicitRecProcessor,
     Showcase,
+    load_checkpoint,
     load_sequences,
     parse_arguments,
     run_recipe,
@@ -31,7 +31,6 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "3.11"
 app_file: app.py
-license: apache-2.0
 ---
 
 A recommender trained with implicitrec, to play with. The histories are those of `histories.json`.
@@ -78,7 +77,7 @@ def main() -> None:
 
 def read_histories(args: DemoArguments) -> dict[str, list[dict]]:
     """The latest events of a few users, those with the most of them left out."""
-    processor = ImplicitRecProcessor.from_pretrained(args.model)
+    processor = load_checkpoint(args.model)[1]
     rows = load_sequences(Path(args.data_dir) / "sequences")["test"]
     long_enough = [i for i, size in enumerate(rows["length"]) if size >= args.recent // 2]
     step = max(1, len(long_enough) // args.users)

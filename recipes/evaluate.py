@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
     ModelScorer,
@@ -68,7 +68,7 @@ def main() -> None:
     splits = load_sequences(Path(args.data_dir) / "sequences")
     model, processor = load_checkpoint(args.model)
     training = read_json(Path(args.model) / "training.json") or {}
-    check_parts(args, learnt_from=training.get("part", args.train_split))
+    check_parts(args, splits, learnt_from=training.get("part", args.train_split))
     train, rows = splits[args.train_split], splits[args.split]
     baselines = fit_baselines(
         args.baselines,
@@ -160,6 +160,7 @@ def write_card(args: EvaluateArguments, model, processor, results: dict, trainin
         results=results,
         data_report=None if private else report,
         training=training,
+        license=training.get("license"),
     )
     print(f"\nmodel card: {card}")
     print(f"next: python recipes/recommend.py --model {args.model} --data_dir {args.data_dir}")
@@ -194,8 +195,10 @@ def by_length(
         print(f"| {scorer.name} | " + " | ".join(f"{v:.4f}" for v in values.values()) + " |")
 
 
-def check_parts(args: EvaluateArguments, *, learnt_from: str) -> None:
+def check_parts(args: EvaluateArguments, splits: DatasetDict, *, learnt_from: str) -> None:
     """Model and baselines learnt from the same events, none of them evaluated here."""
+    if absent := sorted({args.split, args.train_split} - splits.keys()):
+        raise SystemExit(f"{args.data_dir} has the parts {sorted(splits)}, got {absent}")
     if learnt_from != args.train_split:
         raise SystemExit(
             f"the model learnt from the part {learnt_from}, the baselines would learn from "

@@ -40,6 +40,7 @@ from modeling_implicitrec import (
     choose_tuning,
     compute_hit_metrics,
     fit_priors,
+    load_checkpoint,
     load_sequences,
     merge_lora,
     noisy_item_counts,
@@ -113,7 +114,8 @@ class FinetuneArguments:
         metadata={"help": "the co-occurrence prior's numbers learn in these steps only; 0: in all"},
     )
     prior_dropout: float = field(
-        default=0.0, metadata={"help": "share of positions that do not see it after prior_steps"}
+        default=0.0,
+        metadata={"help": "share of positions that do not see the prior after prior_steps"},
     )
     dp_epsilon: float = field(
         default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
@@ -123,7 +125,13 @@ class FinetuneArguments:
     dp_count_noise: float = field(
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
-    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
+    license: str | None = field(
+        default=None,
+        metadata={"help": "of the weights, such as mit; left out: the card claims none"},
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "evaluations without a better one; 0: never stop early"}
+    )
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
 
@@ -133,7 +141,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     source, features = None, item_features(args)
     settings: dict = {}
     if args.from_checkpoint:
-        source = ImplicitRecForScoring.from_pretrained(args.from_checkpoint)
+        source, known = load_checkpoint(args.from_checkpoint)
         settings = {
             name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
         }
@@ -150,8 +158,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
         model.fit_item_features(features)
     fit_counts(args, model, processor, train)
     if source is not None:
-        pair = (ImplicitRecProcessor.from_pretrained(args.from_checkpoint), processor)
-        print(transfer_weights(model, source, pair, namespace=args.namespace))
+        print(transfer_weights(model, source, (known, processor), namespace=args.namespace))
     choose_tuning(model, args.tune, lora_rank=args.lora_rank)
     return model
 
@@ -236,7 +243,7 @@ def build_trainer(args: FinetuneArguments, training, model, collator, train, val
     callbacks: list = [EpochCallback(collator)]
     if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    if args.prior_steps:
+    if args.prior_steps or args.prior_dropout:
         callbacks.append(PriorCallback(args.prior_steps, args.prior_dropout))
     optimizer = None
     if args.row_wise_optimizer:
@@ -299,6 +306,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         best |= {"predicts events of": args.target_event_types}
     if private:
         best |= {"differential privacy": trainer.plan.to_dict()}
+    if args.license:
+        best |= {"license": args.license}
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),
@@ -330,6 +339,7 @@ def save(args: FinetuneArguments, trainer: Trainer, processor, made: dict) -> No
         results={},
         data_report=json.loads(report.read_text()) if known else None,
         training=made,
+        license=args.license,
     )
     print(f"saved to {folder}")
 
@@ -366,12 +376,14 @@ def main() -> None:
     collator = build_collator(args, training, model, processor)
     trainer = build_trainer(args, training, model, collator, train, validation)
     trainer.add_callback(ProcessorCallback(processor))
-    trainer.train(resume_from_checkpoint=resume_point(training) if args.resume else None)
+    resumed_from = resume_point(training) if args.resume else None
+    trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
-        made = summary(args, trainer) | record.to_dict(processes=training.world_size)
+        facts = {"processes": training.world_size, "resumed_from": resumed_from}
+        made = summary(args, trainer) | record.to_dict(**facts)
         save(args, trainer, processor, made)
         if push_to_hub:
             push(training)

@@ -301,6 +301,21 @@ def within(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
+def check_output(args: PrepareArguments) -> None:
+    """Nothing is sent or deleted that nobody meant to be: the folder is made anew."""
+    if args.push_to_hub and not args.histories_may_leave:
+        raise SystemExit("push_to_hub sends people's histories: it needs histories_may_leave true")
+    if args.pseudonym_key and within(args.pseudonym_key, args.output_dir):
+        raise SystemExit("pseudonym_key must not lie in output_dir, which is pushed and made anew")
+    folder = Path(args.output_dir)
+    holds = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    if holds and not (folder / "prepare.json").exists():
+        raise SystemExit(
+            "output_dir is made anew and must not hold what prepare.py did not write: name a new folder, "
+            f"got {folder} with {holds[0].name}"
+        )
+
+
 def read_key(path: str) -> bytes | None:
     """The key of the pseudonyms, which only its owner can read."""
     if not path:
@@ -330,10 +345,7 @@ def unknown_share(rows: Dataset) -> float:
 
 def main() -> None:
     (args,) = parse_arguments(PrepareArguments)
-    if args.push_to_hub and not args.histories_may_leave:
-        raise SystemExit("push_to_hub sends people's histories: it needs histories_may_leave true")
-    if args.pseudonym_key and within(args.pseudonym_key, args.output_dir):
-        raise SystemExit("pseudonym_key must not lie in output_dir, which is pushed and made anew")
+    check_output(args)
     events, names = read_events(args)
     print(events.report)
     sequences = build_sequences(events)

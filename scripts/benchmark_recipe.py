@@ -29,6 +29,7 @@ def run_seed(recipe: Path, config: str, seed: int, output: Path) -> None:
     """Train and evaluate one seed in processes of their own."""
     python, recipes = sys.executable, ROOT / "recipes"
     train = [recipes / "finetune.py", recipe / config, "--seed", seed, "--output_dir", output]
+    train += ["--license", "apache-2.0"]  # of the project's own checkpoints
     test = [recipes / "evaluate.py", recipe / "evaluate.yaml", "--model", output]
     for command in (train, test):
         subprocess.run([python, *map(str, command)], check=True, cwd=ROOT)

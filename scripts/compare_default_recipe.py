@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from benchmark_recipe import ROOT, TITLES, cell, summarise
+from benchmark_recipe import ROOT, summarise
+from result_pages import TITLES, cell, table, write_page
 
 from modeling_implicitrec import parse_arguments
 
@@ -55,19 +56,18 @@ def compare(args: DefaultArguments, log: str) -> dict[str, dict]:
     return found
 
 
-def markdown(report: dict) -> str:
-    lines = ["# The recipe that is written for a log", ""]
-    lines += [f"`{report['command']}`, test part, seeds {report['training seeds']}.", ""]
-    lines += ["| log | question | written by prepare.py | tuned by hand | difference |"]
-    lines += ["|---|---|---:|---:|---:|"]
-    for log, questions in report["logs"].items():
-        for protocol, found in questions.items():
-            cells = [cell(found[name]) for name in ("default", "tuned")]
-            cells.append(f"{found['difference']:+.1%}")
-            lines.append(f"| {log} | {TITLES[protocol]} | {' | '.join(cells)} |")
+def page(report: dict) -> list[str]:
+    header = ["log", "question", "written by prepare.py", "tuned by hand", "difference"]
+    rows = [
+        [log, TITLES[protocol], *(cell(found[name]) for name in ("default", "tuned"))]
+        + [f"{found['difference']:+.1%}"]
+        for log, questions in report["logs"].items()
+        for protocol, found in questions.items()
+    ]
     gaps = [found["difference"] for one in report["logs"].values() for found in one.values()]
-    lines += ["", f"NDCG@10, mean ± standard deviation; {mean(gaps):+.1%} on average."]
-    return "\n".join(lines) + "\n"
+    told = f"NDCG@10, mean ± standard deviation; {mean(gaps):+.1%} on average."
+    how = f"`{report['command']}`, test part, seeds {report['training seeds']}."
+    return ["# The recipe that is written for a log", "", how, "", *table(header, rows), "", told]
 
 
 def main() -> None:
@@ -77,10 +77,7 @@ def main() -> None:
         "training seeds": args.seeds,
         "logs": {log: compare(args, log) for log in args.logs},
     }
-    target = args.output_dir / "default_recipe.json"
-    target.write_text(json.dumps(report, indent=2) + "\n")
-    target.with_suffix(".md").write_text(markdown(report))
-    print(markdown(report))
+    write_page(args.output_dir / "default_recipe", report, page(report))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from modeling_implicitrec import (
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "tiny-random"
+LICENSE = "apache-2.0"
 # Name of the checkpoint: folder of the recipe, training YAML in it.
 RELEASES = {
     "complete-journey": ("complete_journey", "demo.yaml"),
@@ -74,7 +75,7 @@ class Release:
             options = QUICK_PREPARE | {"source": self.made_log()} if self.quick else {}
             run("prepare", recipe / "prepare.yaml", output_dir=data, **options)
         if not (output / "training.json").exists():
-            options = dict(QUICK_TRAINING) if self.quick else {}
+            options = (QUICK_TRAINING if self.quick else {}) | {"license": LICENSE}
             options["resume"] = str(any(output.glob("checkpoint-*/trainer_state.json"))).lower()
             run("finetune", recipe / config, data_dir=data, output_dir=output, **options)
         run("evaluate", recipe / "evaluate.yaml", **self.evaluation(name, output))
@@ -128,7 +129,7 @@ def make_tiny(folder: Path) -> Path:
     )
     model = ImplicitRecForScoring(config)
     save_checkpoint(folder, model=model, processor=processor)
-    write_model_card(folder, model=model, processor=processor, results={})
+    write_model_card(folder, model=model, processor=processor, results={}, license=LICENSE)
     return folder
 
 

@@ -33,7 +33,6 @@ FLOORS = (
     {"event_source"},
     {
         "configuration_implicitrec",
-        "loss_implicitrec",
         "vocabulary_implicitrec",
         "weights_implicitrec",
         "intensity",
@@ -42,7 +41,7 @@ FLOORS = (
         "events",
         "arguments",
     },
-    {"content_implicitrec", "kernels_implicitrec"},
+    {"content_implicitrec", "kernels_implicitrec", "loss_implicitrec"},
     {"trend_implicitrec"},
     {"head_implicitrec", "histories_implicitrec", "event_store", "bpr", "popularity"},
     {"packing_implicitrec"},

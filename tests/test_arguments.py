@@ -139,7 +139,7 @@ def test_a_wrong_command_line_says_what_is_wrong(words, message):
 
 
 def test_a_list_at_the_top_of_the_file_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="expected a mapping"):
+    with pytest.raises(ValueError, match="expected a YAML file of keys and values"):
         parse_arguments(Data, args=[write(tmp_path, "- a\n")])
 
 
@@ -209,3 +209,11 @@ def test_help_has_plain_per_cent_signs(capsys):
         parse_arguments(TrainingArguments, args=["--help"])
     text = capsys.readouterr().out
     assert "20%" in text and "%%" not in text
+
+
+def test_help_begins_with_what_the_recipe_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Bake a cake: `python cake.py`.\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(Data, args=["--help"])
+    usage, _, told, *_ = capsys.readouterr().out.splitlines()
+    assert usage.startswith("usage: ") and told == "Bake a cake: `python cake.py`."

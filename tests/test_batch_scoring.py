@@ -90,7 +90,7 @@ def test_histories_that_hold_an_item_once_are_ranked_as_one_by_one(world, tmp_pa
 def test_a_killed_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
     model, processor, rows = world
     recommend_users(model, processor, rows, tmp_path / "whole", options=OPTIONS)
-    score, calls = type(model).last_states, []
+    score, calls = type(model).last_scores, []
 
     def dies(self, *args, **inputs):
         calls.append(1)
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_where_it_was(world, tmp_path, monkeypatch):
         return score(self, *args, **inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "last_states", dies)
+        patch.setattr(type(model), "last_scores", dies)
         with pytest.raises(KeyboardInterrupt):
             recommend_users(model, processor, rows, tmp_path / "cut", options=OPTIONS)
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.parquet")}

@@ -190,3 +190,9 @@ def test_a_labels_weight_is_a_power_of_its_events():
     assert "label_weights" not in DataCollatorForNextItem(5)([history])
     with pytest.raises(ValueError, match="label_weight_power"):
         DataCollatorForNextItem(5, label_weight_power=1.0, target_window=10.0)
+
+
+@pytest.mark.parametrize("name", ["label_horizon", "target_window"])
+def test_labels_do_not_come_from_before(name):
+    with pytest.raises(ValueError, match="must not be negative, got .*-86400"):
+        DataCollatorForNextItem(max_length=8, **{name: -86_400.0})

@@ -11,7 +11,7 @@ from modeling_implicitrec.kernels_implicitrec import (
     powers_of_two,
 )
 from modeling_implicitrec.layers_implicitrec import BucketLookup, GapEmbedding
-from modeling_implicitrec.loss_implicitrec import draw_negatives, expected_draws
+from modeling_implicitrec.loss_implicitrec import draw_negatives, draws_of, expected_draws
 
 
 def test_buckets_halve_every_doubling_and_keep_the_ends():
@@ -40,9 +40,9 @@ def test_expected_draws_of_negatives_add_up_and_match_what_is_drawn():
     counts = torch.arange(31).float()
     model.fit_item_counts(counts)
     targets = torch.multinomial(counts, 5_000, replacement=True)
-    expected = expected_draws(model.item_frequency, torch.arange(1, 31), *model._draws())
+    expected = expected_draws(model.item_frequency, torch.arange(1, 31), *draws_of(model.config))
     assert expected.sum().item() == pytest.approx(20_000, rel=1e-4)
-    drawn = torch.bincount(draw_negatives(targets, 31, *model._draws()), minlength=31)[1:]
+    drawn = torch.bincount(draw_negatives(targets, 31, *draws_of(model.config)), minlength=31)[1:]
     torch.testing.assert_close(drawn.float(), expected, rtol=0.2, atol=30)
 
 

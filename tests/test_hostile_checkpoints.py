@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
+from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, pipeline
@@ -175,6 +176,26 @@ def test_json_that_is_no_object_is_refused_by_the_name_of_its_file(folder, name,
     assert str(caught.value) == f"{name} of {folder} must hold a JSON object, got {text}"
     with pytest.raises(ValueError, match="must hold a JSON object"):
         push_checkpoint(folder, "alice/shop")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(ImplicitRecConfig, "config.json"), (ImplicitRecProcessor, "processor_config.json")],
+)
+def test_a_load_that_goes_well_asks_the_hub_for_no_file_that_lies_here(
+    hub, folder, monkeypatch, cls, name
+):
+    push_checkpoint(folder, "alice/shop")
+    cls.from_pretrained("alice/shop")
+    asked, resolve = [], LoopbackHub.resolve
+
+    def noted(self, request):
+        asked.append(request.path)
+        return resolve(self, request)
+
+    monkeypatch.setattr(LoopbackHub, "resolve", noted)
+    cls.from_pretrained("alice/shop")  # what it holds lies here by now
+    assert name not in asked
 
 
 def test_a_processor_with_a_limit_that_is_no_number_is_refused(folder):

@@ -171,6 +171,8 @@ def test_a_resumed_run_ends_with_the_same_weights(data, trained, tmp_path):
     assert left.keys() == right.keys()
     for name, values in left.items():
         np.testing.assert_array_equal(values, right[name], err_msg=name)
+    assert "| seconds and energy since | checkpoint-2 |" in (tmp_path / "README.md").read_text()
+    assert "seconds and energy since" not in (trained / "README.md").read_text()
 
 
 def launch_two(config: str, *command: str, **variables: str) -> None:
@@ -273,7 +275,8 @@ def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys
     run("finetune", FINETUNE_BEAUTY[1], *words(options))
     assert hub.used == []  # off by default
     push = {"push_to_hub": "true", "hub_model_id": "alice/shop"}
-    run("finetune", FINETUNE_BEAUTY[1], *words(options | push | {"hub_private_repo": "true"}))
+    told = push | {"hub_private_repo": "true", "license": "mit"}
+    run("finetune", FINETUNE_BEAUTY[1], *words(options | told))
     kept = hub.repos["models", "alice/shop"]
     assert kept.private and len(kept.commits) == 2
     files = hub.files("alice/shop")
@@ -284,7 +287,8 @@ def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys
     run("evaluate", str(RECIPES / "beauty" / "evaluate.yaml"), *words(options | push))
     assert len(kept.commits) == 3
     measured = json.loads(hub.read("alice/shop", "results_test.json"))["new"]["implicitrec"]
-    assert f"{measured['metrics']['ndcg@10']:.4f}" in hub.read("alice/shop", "README.md").decode()
+    card = hub.read("alice/shop", "README.md").decode()
+    assert f"{measured['metrics']['ndcg@10']:.4f}" in card and "\nlicense: mit\n" in card
     assert sum(group["num_users"] for group in measured["groups"].values()) == measured["num_users"]
     assert capsys.readouterr().out.count("pushed to") == 2
 
@@ -303,9 +307,23 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", path, "--learning_rat", "1")
     with pytest.raises(SystemExit, match="no prepared data in"):
         run("finetune", path, "--data_dir", str(tmp_path / "none"))
+    start = {"data_dir": data, "output_dir": tmp_path, "from_checkpoint": "nowhere"}
+    with pytest.raises(SystemExit, match="^error: no checkpoint at 'nowhere'"):
+        run("finetune", *words(start))
+    with pytest.raises(SystemExit, match="^error: .*'hidden_size' expected int, got str"):
+        run("finetune", *words(start | {"from_checkpoint": "", "model": "{hidden_size: big}"}))
+    with pytest.raises(SystemExit, match="has the parts .*'test', .* got .'tests'."):
+        run("evaluate", *words({"model": trained, "data_dir": data, "split": "tests"}))
     with pytest.raises(SystemExit, match="user '999' is not in"):
         options = {"model": trained, "data_dir": data, "user_id": 999}
         run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
+
+
+def test_a_dropout_of_the_prior_that_never_begins_is_refused(data, tmp_path):
+    options = {"data_dir": data, "output_dir": tmp_path, "use_cpu": "true"}
+    options |= {"model": SMALL["model"], "prior_steps": 0, "prior_dropout": 0.5}
+    with pytest.raises(SystemExit, match="prior_steps must be at least 1.* got 0, 0.5$"):
+        run("finetune", FINETUNE_BEAUTY[1], *words(options))
 
 
 def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_path):
@@ -347,6 +365,16 @@ def test_a_wrong_recipe_ends_in_one_line(data, tmp_path, given, message):
     with pytest.raises(SystemExit, match=message):
         run("prepare", *words(options | given))
     assert not (tmp_path / "data").exists()
+
+
+def test_preparing_takes_no_folder_of_others_for_its_own(data, tmp_path):
+    kept = tmp_path / "home" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("two years of work")
+    for folder in (kept.parent, kept):
+        with pytest.raises(SystemExit, match=f"name a new folder, got {folder} with thesis.txt"):
+            run("prepare", *words({"source": data.parent / "log.csv", "output_dir": folder}))
+    assert kept.read_text() == "two years of work"
 
 
 @pytest.mark.parametrize(

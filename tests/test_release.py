@@ -29,6 +29,7 @@ def test_a_quick_release_is_reproduced_from_the_hub(hub, tmp_path, monkeypatch, 
     assert len(tiny([*"feed"], top_k=3)) == 3
     card = ModelCard(hub.read("alice/implicitrec-deskdrop", "README.md").decode())
     card.validate()
+    assert card.data.license == "apache-2.0"
     results = json.loads(hub.read("alice/implicitrec-deskdrop", "results_test.json"))
     shown = {(e.dataset_config, e.metric_type): e.metric_value for e in card.data.eval_results}
     assert shown["new", "ndcg@10"] == results["new"]["implicitrec"]["metrics"]["ndcg@10"]

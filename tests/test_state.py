@@ -252,3 +252,16 @@ def test_the_last_state_alone_is_that_among_all(mixer):
     states, history = model.last_states(**events)
     assert_same(states, model.state_centre(whole.last_hidden_state[torch.arange(5), last]))
     assert_same(model.head(states, model.item_table(), history), whole.logits)
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_seen": True}], ids=str)
+def test_the_last_scores_are_the_logits_from_events_and_from_a_state(options):
+    model, events = tiny(**options), at(log(users=4), slice(LIMIT))
+    query_time = events["timestamps"][:, -1] + 5
+    logits = model(**events, query_time=query_time).logits
+    seen = logits.gather(1, events["input_ids"])
+    assert bool((seen == torch.finfo(seen.dtype).min).all()) == bool(options)
+    assert_same(model.last_scores(**events, query_time=query_time), logits)
+    state = model.update(**events)
+    held = model(**state.events, query_time=query_time).logits
+    assert_same(model.last_scores(cache=state, query_time=query_time), held)

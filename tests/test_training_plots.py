@@ -1,5 +1,8 @@
 """The plot of a training: what is drawn of the log, where it goes, and what does not get one."""
 
+import warnings
+
+import pytest
 from tiny_models import tiny
 
 from modeling_implicitrec import (
@@ -8,6 +11,8 @@ from modeling_implicitrec import (
     save_checkpoint,
     write_model_card,
 )
+
+Axes = pytest.importorskip("matplotlib.axes").Axes
 
 LOG = [
     {"step": 10, "loss": 5.0, "learning_rate": 1e-3},
@@ -19,11 +24,16 @@ LOG = [
 
 
 def test_losses_and_the_metric_are_drawn_over_steps(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.plot", lambda self, x, y, **kw: drawn.append([*zip(x, y)])
-    )
-    path = plot_training(LOG, tmp_path)
+    drawn, plot = [], Axes.plot
+
+    def noted(self, x, y, **style):
+        drawn.append([*zip(x, y)])
+        return plot(self, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as of a legend that has nothing to name
+        path = plot_training(LOG, tmp_path)
     assert path == tmp_path / "plots" / "training.png"
     assert drawn == [
         [(10, 5.0), (20, 4.0)],
