@@ -312,6 +312,23 @@ def test_what_the_page_says_of_articles_is_what_was_measured():
     assert 1.15 < found / best < 1.2
 
 
+def test_what_the_page_on_trends_says_is_what_was_measured():
+    docs = SCRIPTS.parent / "docs"
+    told = json.loads((docs / "results" / "deskdrop.json").read_text())
+    untold = json.loads((docs / "benchmarks" / "deskdrop.json").read_text())
+    assert len(told["seeds"]) >= 3 and len(untold["seeds"]) >= 3
+    page = (docs / "trend.md").read_text()
+    now, late = "popularity now (1 days)", "recent popularity (28 days)"
+    asked, unasked = told["results"], untold["results"]
+    figures = [asked["all"]["implicitrec"], asked["all"][now], asked["new"][late]]
+    figures += [unasked["all"]["implicitrec"]["metrics"], unasked["new"][now]["metrics"]]
+    for found in figures:
+        assert f"{found['ndcg@10']['mean']:.3f}".lstrip("0") in page
+    assert (
+        asked["new"]["implicitrec"]["ndcg@10"]["mean"] > 1.05 * asked["new"][now]["ndcg@10"]["mean"]
+    )
+
+
 def test_what_the_page_says_of_beauty_is_what_was_measured():
     pages = SCRIPTS.parent / "docs"
     report = json.loads((pages / "benchmarks" / "five_minutes" / "beauty.json").read_text())
