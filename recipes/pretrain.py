@@ -28,6 +28,7 @@ from modeling_implicitrec import (
     JoinedLogs,
     SequenceRows,
     compute_hit_metrics,
+    fit_priors,
     join_logs,
     load_sequences,
     parse_arguments,
@@ -92,8 +93,12 @@ def build_model(args: PretrainArguments, joined: JoinedLogs) -> ImplicitRecForSc
         raise SystemExit("event_type_loss: the events of the logs have no types")
     if args.target_window_days and "timestamps" not in joined.splits["train"].column_names:
         raise SystemExit("target_window_days: not every log has times")
+    if args.target_window_days and config.num_cooccurrences:
+        raise SystemExit(
+            "target_window_days: the pairs would tell the answers; num_cooccurrences must be 0"
+        )
     model = ImplicitRecForScoring(config)
-    model.fit_item_counts(processor.item_counts)
+    fit_priors(model, processor, joined.splits["train"])
     if features is not None:
         model.fit_item_features(features)
     return model

@@ -267,6 +267,10 @@ def test_pretraining_learns_the_question_of_the_weeks_after_a_cut(shops, tmp_pat
         held = row[row > 0]
         assert len(held.unique()) == len(held)
     assert any((batch["target_ids"] > 0).sum(1).max() > 1 for batch in seen)
+    with pytest.raises(SystemExit, match="num_cooccurrences must be 0"):
+        run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir",
+            tmp_path, "--target_window_days", 7, "--model", "{num_cooccurrences: 4}",
+            *SMALL)  # fmt: skip
 
 
 def test_evaluation_by_history_length_starts_at_none(shops, tmp_path, capsys):
