@@ -11,8 +11,9 @@ from .catalogue_implicitrec import mixed_rows, nearest_items
 from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 
+OWN_ROWS = "model.item_embedding.weight"
 ITEM_ROWS = (
-    "model.item_embedding.weight",
+    OWN_ROWS,
     "item_decoder.weight",
     "head.copy.item_level.weight",
     "head.item_bias.weight",
@@ -93,7 +94,8 @@ def transfer_weights(
     """Start `target`, whose counts, co-occurrences and features are fitted, from a trained `source`.
 
     Items, event types and platforms are matched by name. The rows of other items are mixed from those of
-    the nearest content where both models have features of one size, else they stay as they are. The item
+    the nearest content where both models have features of one size, else they stay as they are; from a
+    source without `use_item_ids`, whose items are their content alone, all start at zero. The item
     bias is kept only where every item is matched: else it is the popularity in the new log. All other
     tensors are kept where their shapes agree.
 
@@ -115,7 +117,10 @@ def transfer_weights(
         fits = given is not None and given.shape[1:] == value.shape[1:]
         rows = mixed = 0
         total = len(value) - 1 if name in ITEM_ROWS else len(value) if name in names else 1
-        if given is not None and fits and name in ITEM_ROWS:
+        if name == OWN_ROWS and _content_alone(source, target):
+            value.zero_()
+            mixed = total
+        elif given is not None and fits and name in ITEM_ROWS:
             if name != "head.item_bias.weight" or (places[1:] > 0).all():
                 rows, mixed = _copy_items(value, given, places, nearest)
         elif given is not None and fits and name in names:
@@ -138,13 +143,26 @@ def _tensors(model: ImplicitRecForScoring) -> Iterable[tuple[str, Tensor]]:
     return ((name, value) for name, value in items.items() if name not in tied)
 
 
+def _same_content(source: ImplicitRecForScoring, target: ImplicitRecForScoring) -> bool:
+    """Whether both models know items by features of one size."""
+    theirs, own = source.model.item_embedding.content, target.model.item_embedding.content
+    if theirs is None or own is None:
+        return False
+    return theirs.features.shape[1] == own.features.shape[1]
+
+
+def _content_alone(source: ImplicitRecForScoring, target: ImplicitRecForScoring) -> bool:
+    """Whether the items of the target start as the source knew its own: by nothing but their content."""
+    return not source.config.use_item_ids and _same_content(source, target)
+
+
 def _nearest(
     source: ImplicitRecForScoring, target: ImplicitRecForScoring, places: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Items that are not matched, and the tokens and shares of what is nearest by content."""
-    theirs, own = source.model.item_embedding.content, target.model.item_embedding.content
-    if theirs is None or own is None or theirs.features.shape[1] != own.features.shape[1]:
+    if not _same_content(source, target):
         return None
+    theirs, own = source.model.item_embedding.content, target.model.item_embedding.content
     left = ((places == 0) & own.features.any(1)).nonzero()[:, 0]
     if not len(left) or not theirs.features.any():
         return None

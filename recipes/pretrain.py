@@ -28,6 +28,7 @@ from modeling_implicitrec import (
     JoinedLogs,
     SequenceRows,
     compute_hit_metrics,
+    fit_priors,
     join_logs,
     load_sequences,
     parse_arguments,
@@ -44,6 +45,9 @@ class PretrainArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     use_item_features: bool = field(
         default=False, metadata={"help": "items have content: what describe.py wrote, of one size"}
+    )
+    target_window_days: float = field(
+        default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
 
 
@@ -87,8 +91,14 @@ def build_model(args: PretrainArguments, joined: JoinedLogs) -> ImplicitRecForSc
     )
     if config.event_type_loss and not processor.event_types:
         raise SystemExit("event_type_loss: the events of the logs have no types")
+    if args.target_window_days and "timestamps" not in joined.splits["train"].column_names:
+        raise SystemExit("target_window_days: not every log has times")
+    if args.target_window_days and config.num_cooccurrences:
+        raise SystemExit(
+            "target_window_days: the pairs would tell the answers; num_cooccurrences must be 0"
+        )
     model = ImplicitRecForScoring(config)
-    model.fit_item_counts(processor.item_counts)
+    fit_priors(model, processor, joined.splits["train"])
     if features is not None:
         model.fit_item_features(features)
     return model
@@ -100,12 +110,16 @@ def drop_objectives(model: ImplicitRecForScoring) -> None:
     model.config.update(dict.fromkeys(("masked_loss", "event_type_loss", "gap_loss"), 0.0))
 
 
-def build_trainer(training, model: ImplicitRecForScoring, joined: JoinedLogs) -> Trainer:
+def build_trainer(
+    args: PretrainArguments, training, model: ImplicitRecForScoring, joined: JoinedLogs
+) -> Trainer:
     training.label_names = ["target_ids"]
     training.remove_unused_columns = False
     training.dataloader_pin_memory = torch.cuda.is_available()
     collator = DataCollatorForNextItem(
         max_length=model.config.max_position_embeddings,
+        target_window=args.target_window_days * 86_400,
+        collapse_repeats=model.config.collapse_repeats,
         negative_event_type_ids=model.config.negative_event_type_ids or (),
         seed=training.seed,
     )
@@ -136,7 +150,7 @@ def main() -> None:
     for name, tokens in joined.tokens.items():
         print(f"{name}: {len(tokens) - 1:,} items")
     model = build_model(args, joined)
-    trainer = build_trainer(training, model, joined)
+    trainer = build_trainer(args, training, model, joined)
     trainer.train()
     drop_objectives(model)
     trainer.save_model(training.output_dir)

@@ -15,6 +15,7 @@ from datasets import Dataset
 from safetensors.numpy import load_file
 
 from modeling_implicitrec import (
+    DataCollatorForNextItem,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
@@ -82,6 +83,22 @@ def test_unmatched_items_start_from_those_of_their_content():
     torch.testing.assert_close(
         target.item_table()[1:], source.item_table()[[5, 1, 7, 8, 9]], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_items_that_were_content_alone_start_so_and_score_as_they_did(ids):
+    source = tiny(0, item_feature_size=4, use_item_ids=False)
+    target = tiny(1, vocab_size=6, item_feature_size=4, use_item_ids=ids)
+    features = torch.randn(11, 4, generator=torch.Generator().manual_seed(2))
+    source.fit_item_features(features)
+    target.fit_item_features(features[[0, 5, 1, 7, 8, 9]])
+    report = transfer_weights(target, source, (shop("abcdefghij"), shop("vawxy")))
+    assert report.by_content["model.item_embedding.weight"] == 5
+    table = source.item_table()[[0, 5, 1, 7, 8, 9]]
+    torch.testing.assert_close(target.item_table(), table)
+    hidden = [m.model(ids).last_hidden_state for m, ids in (
+        (source, torch.tensor([[5, 1, 7]])), (target, torch.tensor([[1, 2, 3]])))]  # fmt: skip
+    torch.testing.assert_close(*hidden)
 
 
 def test_event_types_are_matched_by_name():
@@ -231,6 +248,29 @@ def test_pretraining_learns_beside_the_next_item_and_leaves_that_out(shops, tmp_
     with pytest.raises(SystemExit, match="have no types"):
         run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir",
             tmp_path, "--model", "{event_type_loss: 0.1}", *SMALL)  # fmt: skip
+
+
+def test_pretraining_learns_the_question_of_the_weeks_after_a_cut(shops, tmp_path, monkeypatch):
+    seen = []
+    call = DataCollatorForNextItem.__call__
+
+    def watched(self, rows):
+        seen.append(call(self, rows))
+        return seen[-1]
+
+    monkeypatch.setattr(DataCollatorForNextItem, "__call__", watched)
+    run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir", tmp_path,
+        "--model", "{hidden_size: 16, collapse_repeats: true}", "--target_window_days", 7,
+        *SMALL)  # fmt: skip
+    assert seen and all("labels" not in batch and "target_ids" in batch for batch in seen)
+    for row in seen[0]["input_ids"]:
+        held = row[row > 0]
+        assert len(held.unique()) == len(held)
+    assert any((batch["target_ids"] > 0).sum(1).max() > 1 for batch in seen)
+    with pytest.raises(SystemExit, match="num_cooccurrences must be 0"):
+        run("pretrain", "--logs", yaml.safe_dump({"old": str(shops / "old")}), "--output_dir",
+            tmp_path, "--target_window_days", 7, "--model", "{num_cooccurrences: 4}",
+            *SMALL)  # fmt: skip
 
 
 def test_evaluation_by_history_length_starts_at_none(shops, tmp_path, capsys):
