@@ -90,3 +90,25 @@ def test_what_was_recent_is_a_baseline_where_events_have_times(tmp_path):
         assert ("recent_popularity" in asked["baselines"]) == timed
         assert ("recent_frequency" in asked["baselines"]) == timed
         assert "own_frequency" in asked["baselines"]
+
+
+def test_a_log_in_which_all_read_the_same_at_a_time_gets_a_trend(tmp_path):
+    """Forty items of the hour, one after the other, read by ten people each; or by nobody else."""
+    readers = {"input_ids": [list(range(1, 41))] * 10, "timestamps": []}
+    readers["timestamps"] = [[3600 * item + reader for item in range(40)] for reader in range(10)]
+    alone = {"input_ids": [list(range(4 * r + 1, 4 * r + 5)) for r in range(10)]}
+    alone["timestamps"] = [times[:4] for times in readers["timestamps"]]
+    for rows, trend in ((readers, 0.9), (alone, 0.0)):
+        log = log_statistics(DatasetDict(train=Dataset.from_dict(rows)), 41)
+        assert log.timed and log.trend_share == pytest.approx(trend)
+    assert 0 < log.popular_share <= 1
+    assert not log_statistics(
+        DatasetDict(train=Dataset.from_dict({"input_ids": [[1, 2]]})), 3
+    ).timed
+    feed = dataclasses.replace(SHOP, trend_share=0.8, popular_share=0.1)
+    chosen = {choice.key: choice.value for choice in choose_settings(feed)}
+    assert chosen["model.use_query_time"] and chosen["model.num_trend_events"] == SHOP.events
+    ImplicitRecConfig(num_trend_events=chosen["model.num_trend_events"], use_query_time=True)
+    assert "model.num_trend_events" not in settings(trend_share=0.3, popular_share=0.2)
+    write_default_recipe(tmp_path, feed, data_dir="data/feed", output_dir="outputs/feed")
+    assert "popularity_now" in (tmp_path / "evaluate.yaml").read_text()
