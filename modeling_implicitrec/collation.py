@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .configuration_implicitrec import ImplicitRecConfig
 from .matrices import INPUTS
 from .next_items import FlatEvents, draw_next
 from .weights_implicitrec import collapse
@@ -100,6 +101,21 @@ class DataCollatorForNextItem:
                 "label_weight_power must not be negative, and 0 with a target_window, whose targets "
                 f"count alike; got {self.label_weight_power}"
             )
+
+    @classmethod
+    def for_model(cls, config: ImplicitRecConfig, **options: Any) -> Self:
+        """Batches as a model of this configuration reads them, with the other arguments by name.
+
+        >>> DataCollatorForNextItem.for_model(ImplicitRecConfig(), seed=3).max_length
+        50
+        """
+        return cls(
+            max_length=config.max_position_embeddings,
+            collapse_repeats=config.collapse_repeats,
+            negative_event_type_ids=config.negative_event_type_ids or (),
+            query_time=config.use_query_time,
+            **options,
+        )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         training = "target_ids" not in rows[0]

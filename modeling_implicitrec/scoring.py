@@ -13,12 +13,7 @@ def batch_histories(
     config: ImplicitRecConfig, rows: Sequence[Mapping[str, list]]
 ) -> dict[str, torch.Tensor]:
     """Encoded rows as the inputs of a model, the latest events of each."""
-    collator = DataCollatorForNextItem(
-        config.max_position_embeddings,
-        collapse_repeats=config.collapse_repeats,
-        query_time=config.use_query_time,
-    )
-    return collator.histories(rows)
+    return DataCollatorForNextItem.for_model(config).histories(rows)
 
 
 class ModelScorer:

@@ -102,12 +102,9 @@ class Platform:
         """One round on the own log: what was learnt, and from how many people."""
         model, training = self.take(weights), copy.copy(self.training)
         training.seed += 1000 * number  # or each round would draw the same labels
-        collator = DataCollatorForNextItem(
-            max_length=model.config.max_position_embeddings,
-            target_window=self.args.target_window_days * 86_400,
-            collapse_repeats=model.config.collapse_repeats,
-            negative_event_type_ids=model.config.negative_event_type_ids or (),
-            seed=training.seed,
+        window = self.args.target_window_days * 86_400
+        collator = DataCollatorForNextItem.for_model(
+            model.config, target_window=window, seed=training.seed
         )
         train = load_sequences(self.data / "sequences")["train"]
         train = train.filter(lambda size: size > 1, input_columns="length")

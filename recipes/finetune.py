@@ -217,17 +217,14 @@ def target_types(args: FinetuneArguments, processor: ImplicitRecProcessor) -> li
 
 
 def build_collator(args: FinetuneArguments, training, model, processor) -> DataCollatorForNextItem:
-    return DataCollatorForNextItem(
-        max_length=model.config.max_position_embeddings,
+    return DataCollatorForNextItem.for_model(
+        model.config,
         label_horizon=args.label_horizon_days * 86_400,
         moment_ends_only=args.moment_ends_only,
         target_window=args.target_window_days * 86_400,
-        collapse_repeats=model.config.collapse_repeats,
-        negative_event_type_ids=model.config.negative_event_type_ids or (),
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,
         label_weight_power=args.label_weight_power,
-        query_time=model.config.use_query_time,
         target_event_type_ids=processor.encode_event_types(args.target_event_types).tolist(),
         # A private run's draws are as secret as its noise; the card tells the run's own seed.
         seed=secrets.randbits(63) if args.dp_epsilon else training.seed,

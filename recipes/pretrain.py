@@ -116,12 +116,9 @@ def build_trainer(
     training.label_names = ["target_ids"]
     training.remove_unused_columns = False
     training.dataloader_pin_memory = torch.cuda.is_available()
-    collator = DataCollatorForNextItem(
-        max_length=model.config.max_position_embeddings,
-        target_window=args.target_window_days * 86_400,
-        collapse_repeats=model.config.collapse_repeats,
-        negative_event_type_ids=model.config.negative_event_type_ids or (),
-        seed=training.seed,
+    window = args.target_window_days * 86_400
+    collator = DataCollatorForNextItem.for_model(
+        model.config, target_window=window, seed=training.seed
     )
     train = joined.splits["train"].filter(lambda size: size > 1, input_columns="length")
     rows = SequenceRows(train)

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from modeling_implicitrec import (
-    DataCollatorForNextItem,
     ExactIndex,
     ImplicitRecConfig,
     ImplicitRecForScoring,
     LiveBody,
     Retriever,
+    batch_histories,
     item_vectors,
     load_sequences,
     parse_arguments,
@@ -86,11 +86,7 @@ def own_model(args: RetrievalArguments) -> tuple[ImplicitRecForScoring, torch.Te
     """A checkpoint and the last states of its users."""
     model = ImplicitRecForScoring.from_pretrained(args.model).eval()
     rows = load_sequences(Path(str(args.data_dir)) / "sequences")["test"]
-    collator = DataCollatorForNextItem(
-        model.config.max_position_embeddings, collapse_repeats=model.config.collapse_repeats
-    )
-    batch = collator([row | {"target_ids": []} for row in rows.select(range(args.queries))])
-    del batch["target_ids"]
+    batch = batch_histories(model.config, rows.select(range(args.queries)))
     return model, model.last_states(**batch)[0]
 
 
