@@ -312,6 +312,19 @@ def test_what_the_page_says_of_articles_is_what_was_measured():
     assert 1.15 < found / best < 1.2
 
 
+def test_what_the_page_says_of_a_hundred_million_events_is_what_was_measured():
+    docs = SCRIPTS.parent / "docs"
+    runs = json.loads((docs / "results" / "events.json").read_text())["runs"]
+    found = {(run["rows"], run["system"]): run for run in runs}
+    most, page = found[100_000_000, "implicitrec"], (docs / "events.md").read_text()
+    assert f"{round(most['rows'] / most['seconds'], -3):,.0f} events a second" in page
+    assert f"a peak of {most['peak_bytes'] / 2**30:.1f} GiB" in page
+    ours, pandas = (found[10_000_000, system] for system in ("implicitrec", "pandas"))
+    assert 1.4 < pandas["seconds"] / ours["seconds"] < 1.6
+    assert pandas["peak_bytes"] > ours["peak_bytes"]
+    assert found[1_000_000, "pandas"]["seconds"] < found[1_000_000, "implicitrec"]["seconds"]
+
+
 def test_what_the_page_on_trends_says_is_what_was_measured():
     docs = SCRIPTS.parent / "docs"
     told = json.loads((docs / "results" / "deskdrop.json").read_text())
