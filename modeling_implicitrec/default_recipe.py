@@ -16,9 +16,8 @@ FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than 
 EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
 TREND_EVENTS = 256  # of everybody's, in which what is taken now can be seen
 MAX_TREND_EVENTS = 2**20  # that a checkpoint holds: 12 MiB
-TREND_GAIN = (
-    0.2  # of the events that they name more than popularity does: from here on they are read
-)
+TREND_GAIN = 0.2  # share of events that they name and popularity does not, to be worth reading
+TREND_SAMPLE = 2_000_000  # of a log's latest events, that tell its trend
 LONG = 100  # events from which histories are long
 REPEATS = 0.02  # share of events from which what comes again is a question of its own
 EVALUATION = (
@@ -114,7 +113,7 @@ def log_statistics(
 
 
 def trend_shares(train: Dataset, tokens: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    """`timed`, `trend_share` and `popular_share` of [`LogStatistics`].
+    """`timed`, `trend_share` and `popular_share` of [`LogStatistics`], by the latest events of a long log.
 
     Args:
         tokens: `[events]` of the rows.
@@ -123,6 +122,9 @@ def trend_shares(train: Dataset, tokens: np.ndarray, owners: np.ndarray) -> dict
     if "timestamps" not in train.column_names:
         return {"timed": False}
     times = flatten_column(train, "timestamps")[0]
+    if len(times) > TREND_SAMPLE:
+        latest = times >= np.partition(times, -TREND_SAMPLE)[-TREND_SAMPLE]
+        tokens, owners, times = tokens[latest], owners[latest], times[latest]
     pairs = owners * (tokens.max(initial=0) + 1) + tokens
     new = np.zeros(len(tokens), dtype=bool)
     new[np.unique(pairs, return_index=True)[1]] = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -83,8 +84,8 @@ def moment_of_asking(
     """In seconds; `None` for a model that does not read it."""
     if not model.config.use_query_time or "timestamps" not in rows.column_names:
         return None
-    last = max(times[-1] for times in rows["timestamps"] if times)
-    return args.query_time or last + 1
+    times = pc.list_flatten(rows.with_format("arrow")[:]["timestamps"])
+    return args.query_time or pc.max(times).as_py() + 1
 
 
 def recommend_all(

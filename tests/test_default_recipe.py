@@ -10,6 +10,7 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     LogStatistics,
     choose_settings,
+    default_recipe,
     log_statistics,
     write_default_recipe,
 )
@@ -92,7 +93,7 @@ def test_what_was_recent_is_a_baseline_where_events_have_times(tmp_path):
         assert "own_frequency" in asked["baselines"]
 
 
-def test_a_log_in_which_all_read_the_same_at_a_time_gets_a_trend(tmp_path):
+def test_a_log_in_which_all_read_the_same_at_a_time_gets_a_trend(tmp_path, monkeypatch):
     """Forty items of the hour, one after the other, read by ten people each; or by nobody else."""
     readers = {"input_ids": [list(range(1, 41))] * 10, "timestamps": []}
     readers["timestamps"] = [[3600 * item + reader for item in range(40)] for reader in range(10)]
@@ -102,6 +103,9 @@ def test_a_log_in_which_all_read_the_same_at_a_time_gets_a_trend(tmp_path):
         log = log_statistics(DatasetDict(train=Dataset.from_dict(rows)), 41)
         assert log.timed and log.trend_share == pytest.approx(trend)
     assert 0 < log.popular_share <= 1
+    monkeypatch.setattr(default_recipe, "TREND_SAMPLE", 100)  # the last ten of the forty hours
+    log = log_statistics(DatasetDict(train=Dataset.from_dict(readers)), 41)
+    assert log.trend_share == pytest.approx(0.9) and log.events == 400
     assert not log_statistics(
         DatasetDict(train=Dataset.from_dict({"input_ids": [[1, 2]]})), 3
     ).timed
