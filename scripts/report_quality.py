@@ -17,6 +17,7 @@ from modeling_implicitrec import paired_bootstrap
 OURS = "implicitrec"
 SHOWN = ("ndcg@10", "hit_rate@10", "recall@10")
 MEASURE = "ndcg@10"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def read_curve(folder: Path, rows, protocol: str, part: str) -> list[dict]:
@@ -106,14 +107,14 @@ def machine(threads: int) -> str:
     )
 
 
-def markdown(report: dict) -> str:
-    """The page of one log."""
-    log = report["log"]
+def markdown(report: dict, folder: Path) -> str:
+    """The page of one log, in a folder of the docs."""
+    log, explained = report["log"], os.path.relpath(DOCS / "benchmarks.md", folder)
     lines = [f"# Quality on {log}", "", f"`{report['command']}`", ""]
     lines += [
         f"{report['minutes']:g} minutes of training each, seeds {report['seeds']}, test part, "
         f"learnt from `{report['train_split']}`. {report['machine']}.",
-        "What the columns mean: [the benchmarks](../benchmarks.md).",
+        f"What the columns mean: [the benchmarks]({explained}).",
         "",
     ]
     for protocol, models in report["results"].items():
@@ -214,6 +215,7 @@ def write_report(args, world, chosen: dict, baselines: list[str]) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     target = args.output_dir / f"{world.name}.json"
     target.write_text(json.dumps(report, indent=2) + "\n")
-    target.with_suffix(".md").write_text(markdown(report))
+    page = markdown(report, target.parent)
+    target.with_suffix(".md").write_text(page)
     draw(report, target.with_suffix(".svg"))
-    print(markdown(report))
+    print(page)
