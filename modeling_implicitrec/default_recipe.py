@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .matrices import flatten_column, flatten_tokens
+from .matrices import first_events, flatten_column, flatten_tokens
 
 LABELS_A_STEP = 1500  # events that a step learns from
 STEPS = 2100  # that a model of a small log needs
@@ -99,35 +99,32 @@ def log_statistics(
     lengths = lengths[lengths > 1]
     if not len(lengths):
         raise ValueError("expected people with two events or more in the training part, got none")
-    pairs = len(np.unique(owners * vocab_size + tokens))
+    new = first_events(tokens, owners)
     return LogStatistics(
         users=len(lengths),
         events=len(tokens),
         items=vocab_size - 1,
         long_length=int(np.ceil(np.quantile(lengths, 0.95))),
-        repeat_share=1 - pairs / len(tokens),
+        repeat_share=float(1 - new.mean()),
         window_days=window_days,
         ordered=ordered,
-        **trend_shares(splits["train"], tokens, owners),
+        **trend_shares(splits["train"], tokens, new),
     )
 
 
-def trend_shares(train: Dataset, tokens: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+def trend_shares(train: Dataset, tokens: np.ndarray, new: np.ndarray) -> dict[str, Any]:
     """`timed`, `trend_share` and `popular_share` of [`LogStatistics`], by the latest events of a long log.
 
     Args:
         tokens: `[events]` of the rows.
-        owners: `[events]` the row of each.
+        new: `[events]` which are new to their user.
     """
     if "timestamps" not in train.column_names:
         return {"timed": False}
     times = flatten_column(train, "timestamps")[0]
     if len(times) > TREND_SAMPLE:
         latest = times >= np.partition(times, -TREND_SAMPLE)[-TREND_SAMPLE]
-        tokens, owners, times = tokens[latest], owners[latest], times[latest]
-    pairs = owners * (tokens.max(initial=0) + 1) + tokens
-    new = np.zeros(len(tokens), dtype=bool)
-    new[np.unique(pairs, return_index=True)[1]] = True
+        tokens, times, new = tokens[latest], times[latest], new[latest]
     order = np.argsort(times, kind="stable")
     tokens, times, new = tokens[order], times[order], new[order]
     places = np.lexsort((np.arange(len(tokens)), tokens))  # of one item after the other, in time

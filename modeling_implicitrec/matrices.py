@@ -64,6 +64,18 @@ def flatten_tokens(rows: Rows, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
     return tokens, np.repeat(np.arange(len(lengths)), lengths)
 
 
+def first_events(tokens: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Which events are their row's first of their item, bool `[events]`; both as [`flatten_tokens`] gives.
+
+    >>> first_events(np.array([3, 1, 3, 3]), np.array([0, 0, 0, 1])).tolist()
+    [True, True, False, True]
+    """
+    first = np.zeros(len(tokens), dtype=bool)
+    pairs = owners * (tokens.max(initial=0) + 1) + tokens
+    first[np.unique(pairs, return_index=True)[1]] = True
+    return first
+
+
 def positive_events(rows: Rows, negative_event_type_ids: Sequence[int]) -> Rows:
     """The rows without their events of negative types: what counts, tables and baselines read.
 

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from .baselines import EASE
 from .kernels_implicitrec import SCALAR_STEP
-from .matrices import flatten_column, flatten_tokens, positive_events, user_counts
+from .matrices import first_events, flatten_column, flatten_tokens, positive_events, user_counts
 from .modeling_implicitrec import ImplicitRecForScoring
 from .pairs_implicitrec import (
     BACKWARD,
@@ -119,15 +119,14 @@ def fit_copy_level(model: ImplicitRecForScoring, train: Dataset) -> None:
     >>> round(level, 3)
     0.347
     """
-    head, vocab_size = model.head, model.config.vocab_size
+    head = model.head
     if head.copy is None or head.copy.level.any():
         return
-    tokens, owners = flatten_tokens(train, vocab_size)
+    tokens, owners = flatten_tokens(train, model.config.vocab_size)
     weights = np.ones(len(tokens))
     if "input_weights" in train.column_names:
         weights = flatten_column(train, "input_weights")[0].astype(np.float64)
-    known = np.ones(len(tokens), dtype=bool)
-    known[np.unique(owners * vocab_size + tokens, return_index=True)[1]] = False
+    known = ~first_events(tokens, owners)
     starts = np.searchsorted(owners, owners)  # of each event's history
     before = np.cumsum(weights) - weights
     before -= before[starts]

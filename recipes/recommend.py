@@ -23,6 +23,7 @@ from modeling_implicitrec import (
     load_checkpoint,
     load_sequences,
     parse_arguments,
+    positive_events,
     recommend_users,
     run_recipe,
 )
@@ -55,7 +56,8 @@ def main() -> None:
     (args,) = parse_arguments(RecommendArguments)
     rows = load_sequences(Path(args.data_dir) / "latest")["latest"]
     model, processor = load_checkpoint(args.model)
-    fit_trend(model, rows)  # that of the training part ends earlier
+    # The trend of the training part ends earlier.
+    fit_trend(model, positive_events(rows, processor.negative_event_type_ids))
     moment = moment_of_asking(args, model, rows)
     if args.output_dir is not None:
         recommend_all(args, model, processor, rows, moment)
