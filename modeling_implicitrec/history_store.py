@@ -1,6 +1,7 @@
 """Users' events in a database, SQLite or PostgreSQL: what `add` returned from outlives a crash."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 STRENGTHS = ("count", "duration", "item_duration")
 NAMES = ("event_type", "platform")
 WAIT = 10_000  # milliseconds for a lock of another process
+ORDER = (
+    7_411_905  # PostgreSQL's lock for commits in the order of their places; SQLite has one writer
+)
 
 TABLES = MetaData()
 EVENTS = Table(
@@ -88,6 +92,8 @@ class HistoryStore:
         insert = sqlite.insert if self.is_sqlite else postgresql.insert
         adding = insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.place)
         with self.engine.begin() as connection:
+            if not self.is_sqlite:  # whoever has read up to a place has read all before it
+                connection.execute(select(func.pg_advisory_xact_lock(ORDER)))
             rows = [[{name: one.get(name) for name in names} for one in group] for group in groups]
             return [len(connection.execute(adding, part).all()) if part else 0 for part in rows]
 
@@ -116,6 +122,40 @@ class HistoryStore:
         with self.engine.connect() as connection:
             events, place = connection.execute(counted.where(EVENTS.c.user_id == user_id)).one()
         return events, place
+
+    def everybodys(
+        self, *, after: int, since: int, until: int, limit: int, without: Sequence[str] = ()
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Everybody's events that were stored after a place, in the order of storing; no users.
+
+        Args:
+            since: seconds; only events later than that.
+            until: seconds; only events not later than that.
+            limit: only so many, the latest.
+            without: event types to leave out.
+
+        Returns:
+            The place up to which the store was read, and events of `place`, `item_id` and `timestamp`.
+        """
+        columns = [EVENTS.c[name] for name in ("place", "item_id", "timestamp")]
+        with self.engine.connect() as connection:
+            last = connection.scalar(select(func.coalesce(func.max(EVENTS.c.place), 0)))
+            if last <= after:
+                return after, []
+            wanted = select(*columns).where(EVENTS.c.place > after, EVENTS.c.place <= last)
+            wanted = wanted.where(EVENTS.c.timestamp > since, EVENTS.c.timestamp <= until)
+            if without:
+                wanted = wanted.where(func.coalesce(EVENTS.c.event_type, "").not_in(without))
+            latest = wanted.order_by(EVENTS.c.timestamp.desc(), EVENTS.c.place.desc()).limit(limit)
+            rows = connection.execute(latest).mappings().all()
+        return last, sorted(map(dict, rows), key=itemgetter("place"))
+
+    def places(self, user_id: str) -> list[int]:
+        """The places of the user's events."""
+        with self.engine.connect() as connection:
+            return list(
+                connection.scalars(select(EVENTS.c.place).where(EVENTS.c.user_id == user_id))
+            )
 
     def _read(self, wanted: Select) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:

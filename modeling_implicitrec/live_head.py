@@ -10,6 +10,7 @@ from torch import Tensor
 from .head_implicitrec import CooccurrencePrior, CopyPrior
 from .kernels_implicitrec import SCALAR_STEP, TimeKernel
 from .modeling_implicitrec import ImplicitRecForScoring
+from .recent_events import RecentEvents
 from .trend_implicitrec import TrendPrior
 
 Counts = tuple[np.ndarray, np.ndarray]  # tokens, with repeats, and what each adds to its count
@@ -53,7 +54,8 @@ class LiveHead:
     """Scores of chosen items for one user, those of the model's head to 1e-5.
 
     Args:
-        model: whose head it is; it must not change afterwards.
+        model: whose head it is; it must not change afterwards. Everybody's new events go into
+            `trend.recent`, a copy of what the model's own trend holds.
         table: `[vocab_size, hidden_size]` of the items.
         bias: `[vocab_size]`, see [`item_vectors`].
     """
@@ -153,16 +155,17 @@ class _Cooccurrence(_Prior):
 class _Trend(_Prior):
     def __init__(self, prior: TrendPrior) -> None:
         super().__init__(prior)
-        self.tokens, self.times = prior.tokens.cpu().numpy(), prior.times.cpu().numpy()
+        self.recent = RecentEvents(prior.tokens.cpu().numpy(), prior.times.cpu().numpy())
         self.context = prior.context
 
     def counts(self, past: Past) -> Counts:
         if past.asked_at is None:
-            return self.tokens[:0], np.zeros(0, dtype=np.float32)
-        before = np.searchsorted(self.times, past.asked_at)
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        before = np.searchsorted(self.recent.times, past.asked_at)
         last = slice(max(0, before - self.context), before)
-        kernel = np.exp(np.minimum(self.of_time(past.asked_at - self.times[last]), 10))
-        return self.tokens[last], kernel * (self.tokens[last] > 0)
+        tokens, times = self.recent.tokens[last].copy(), self.recent.times[last]
+        kernel = np.exp(np.minimum(self.of_time(past.asked_at - times), 10))
+        return tokens, kernel * (tokens > 0)
 
 
 def _time_levels(kernel: TimeKernel) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from redis import Redis
@@ -11,8 +12,11 @@ from .history_store import EVENTS
 FIELDS = [column.name for column in EVENTS.columns if column.name != "place"]
 NEEDED = ("user_id", "item_id", "timestamp")
 
+HELD = 2**20  # everybody's last events that are found without their users
+EVERYBODY = "implicitrec.everybody"
+
 # One script, so all of it is stored or nothing. Each user has a hash of events by place, a sorted set of
-# places by time and a set of event ids.
+# places by time and a set of event ids; a stream has everybody's events without users.
 ADD = """
 local added = {}
 for number, user in ipairs(KEYS) do
@@ -24,13 +28,15 @@ for number, user in ipairs(KEYS) do
     redis.call('HSET', own .. ':events', place, text)
     redis.call('ZADD', own .. ':times', event.timestamp, place)
     redis.call('SET', own .. ':last', place)
+    redis.call('XADD', 'implicitrec.everybody', 'MAXLEN', '~', HELD, tonumber(place) .. '-0',
+      'item_id', event.item_id, 'timestamp', event.timestamp, 'event_type', event.event_type or '')
     added[number] = 1
   else
     added[number] = 0
   end
 end
 return added
-"""
+""".replace("HELD", str(HELD))
 
 
 class RedisStore:
@@ -102,8 +108,30 @@ class RedisStore:
         """See [`~HistoryStore.forget`]; in the append-only file it stays until that is rewritten."""
         asked = self.server.pipeline()
         asked.hlen(_key(user_id, "events"))
+        if places := self.places(user_id):
+            asked.xdel(EVERYBODY, *(f"{place}-0" for place in places))
         asked.delete(*(_key(user_id, part) for part in ("events", "times", "ids", "last")))
         return asked.execute()[0]
+
+    def everybodys(
+        self, *, after: int, since: int, until: int, limit: int, without: Sequence[str] = ()
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """See [`~HistoryStore.everybodys`]; only the last million events are found."""
+        last = int(self.server.get("implicitrec.places") or 0)
+        if last <= after:
+            return after, []
+        found = self.server.xrange(EVERYBODY, f"{after + 1}-0", f"{last}-0")
+        events = [
+            {"place": int(name[:-2]), "item_id": row["item_id"], "timestamp": int(row["timestamp"])}
+            for name, row in found
+            if since < int(row["timestamp"]) <= until and row["event_type"] not in without
+        ]
+        latest = sorted(events, key=itemgetter("timestamp", "place"))[-limit:]
+        return last, sorted(latest, key=itemgetter("place"))
+
+    def places(self, user_id: str) -> list[int]:
+        """See [`~HistoryStore.places`]."""
+        return [int(place) for place in self.server.hkeys(_key(user_id, "events"))]
 
     def check(self) -> None:
         """Raise where the server does not answer."""

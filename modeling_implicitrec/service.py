@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -23,6 +23,8 @@ from .history_store import HistoryStore
 from .micro_batching import MicroBatcher, Overloaded
 from .service_limits import Guard, Metrics, RateLimit, check_key
 from .service_schema import (
+    ASKED,
+    LATEST,
     EventsIn,
     Forgotten,
     Health,
@@ -75,6 +77,7 @@ class ServiceSettings:
         requests_per_second: of each key, or address where there are no keys.
         max_batch: requests of one model call.
         max_waiting: requests that may wait for the model before 503 is answered.
+        clock: tells the time in seconds since 1970.
     """
 
     model: str
@@ -89,6 +92,7 @@ class ServiceSettings:
     requests_per_second: float = 200.0
     max_batch: int = 32
     max_waiting: int = 1000
+    clock: Callable[[], float] = time.time
 
 
 @dataclass
@@ -112,7 +116,10 @@ class Service:
         asked = self.settings
         with self.reloading:
             model = ServingModel(
-                asked.model, catalogue=asked.catalogue, find_index=asked.find_index
+                asked.model,
+                catalogue=asked.catalogue,
+                find_index=asked.find_index,
+                clock=asked.clock,
             )
             self.users = UserCache(
                 model,
@@ -144,7 +151,7 @@ class Service:
         model = users.model
         for kind, asked in questions:
             if kind == "forget":
-                users.forget(asked)
+                users.forget(*asked)
         places = [place for place, (kind, _) in enumerate(questions) if kind == "recommend"]
         asked = [questions[place][1] for place in places]
         known = users.read([one["user"] for one in asked])
@@ -154,7 +161,8 @@ class Service:
             answers[place] = items
         for place, (kind, asked) in enumerate(questions):
             if kind == "score":
-                answers[place] = model.score(self._history(users, asked), asked.item_ids)
+                history = self._history(users, asked)
+                answers[place] = model.score(history, asked.item_ids, asked.query_time)
         return [(model.fingerprint, answer) for answer in answers]
 
     def _history(self, users: UserCache, asked: ScoreIn) -> Any:
@@ -162,15 +170,21 @@ class Service:
             return [event.row() for event in asked.history]
         return users.read([str(asked.user_id)])[0].live
 
-    def write(self, changes: Sequence[tuple]) -> list[int]:
-        """Store events and forget users, in the order that they came."""
-        results: list[int] = []
+    def write(self, changes: Sequence[tuple]) -> list[Any]:
+        """Store events and forget users, in the order that they came.
+
+        Returns:
+            Of each, how many events were new; of a user, how many there were, and their places.
+        """
+        results: list[Any] = []
         for kind, group in groupby(changes, key=itemgetter(0)):
             values = [value for _, value in group]
             if kind == "add":  # in one transaction
                 results += self.store.add_together(values)
             else:
-                results += [self.store.forget(value) for value in values]
+                for value in values:
+                    places = self.store.places(value)
+                    results.append((self.store.forget(value), places))
         return results
 
 
@@ -250,13 +264,11 @@ def _overloaded(request: Request, error: Exception) -> JSONResponse:
 def _add_user_routes(
     app: FastAPI, model: MicroBatcher, writer: MicroBatcher, checked: list[Any]
 ) -> None:
-    service: Service = app.state.service
-
     @app.post("/events", status_code=201, dependencies=checked)
     async def store_events(body: EventsIn) -> Stored:
         """Store what users did; once answered, it is on disk."""
         stored = await writer(("add", [event.row() for event in body.events]))
-        service.metrics.events.inc(stored)
+        app.state.service.metrics.events.inc(stored)
         return Stored(stored=stored)
 
     @app.get("/recommendations/{user:text}", dependencies=checked)
@@ -266,10 +278,11 @@ def _add_user_routes(
         exclude_seen: Annotated[bool, Query(description="only items new to the user")] = True,
         category: Annotated[Text | None, Query(description="only items of this category")] = None,
         diversity: Annotated[float, Query(ge=0, le=1, description="share of diversity")] = 0.0,
+        query_time: Annotated[int | None, Query(ge=1, le=LATEST, description=ASKED)] = None,
     ) -> Recommendations:
         """The best items for a user; for an unknown one, the most popular."""
         wish: dict[str, Any] = {"top_k": k, "exclude_seen": exclude_seen}
-        wish |= {"category": category, "diversity": diversity}
+        wish |= {"category": category, "diversity": diversity, "query_time": query_time}
         made_by, items = await model(("recommend", {"user": user, "wish": wish}))
         return Recommendations(user_id=user, items=items, model=made_by)
 
@@ -284,8 +297,8 @@ def _add_user_routes(
     @app.delete("/users/{user:text}", dependencies=checked)
     async def forget(user: User) -> Forgotten:
         """Delete every event of a user."""
-        deleted = await writer(("forget", user))
-        await model(("forget", user))
+        deleted, places = await writer(("forget", user))
+        await model(("forget", (user, places)))
         return Forgotten(deleted=deleted)
 
 

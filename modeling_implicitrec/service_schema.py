@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 MOST_EVENTS = 1000  # of one request
 MOST_ITEMS = 1000
 LATEST = 2**40  # seconds: some 35,000 years
+ASKED = "seconds: when it is asked, for a model that reads it; now by default"
 
 
 def _storable(text: str) -> str:
@@ -73,6 +74,7 @@ class ScoreIn(Strict):
     item_ids: list[ItemId] = Field(min_length=1, max_length=MOST_ITEMS)
     user_id: Text | None = None
     history: list[PastEvent] | None = Field(default=None, max_length=MOST_EVENTS)
+    query_time: int | None = Field(default=None, ge=1, le=LATEST, description=ASKED)
 
 
 class Scores(BaseModel):

@@ -1,6 +1,7 @@
 """A checkpoint as a server uses it: many requests in outside ids at once, over stored histories."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .processing_implicitrec import ImplicitRecProcessor
 from .reranking import RankingRules, diverse
 from .retrieval import Index, Retriever, table_fingerprint
 
+QUIET = 7 * 86_400  # seconds without an event after which a log is taken for one that has ended
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -29,6 +32,8 @@ class Wish:
         exclude_seen: only items that are new to the user.
         category: only items of this category of the catalogue.
         diversity: 0 to 1, the share of maximal marginal relevance.
+        query_time: the moment of asking in seconds, for a model that reads it; see
+            [`~ServingModel.moment`] for what it is by default.
     """
 
     history: Sequence[Mapping[str, Any]] | LiveUser
@@ -37,6 +42,7 @@ class Wish:
     exclude_seen: bool = True
     category: str | None = None
     diversity: float = 0.0
+    query_time: int | None = None
 
     @property
     def rules(self) -> tuple:
@@ -90,12 +96,13 @@ class Catalogue:
 
 
 class ServingModel:
-    """Model, processor, index and catalogue of one checkpoint; never changed after it is made.
+    """Model, processor, index and catalogue of one checkpoint; only its trend takes in new events.
 
     Args:
         folder: checkpoint folder or Hub name.
         catalogue: Parquet file, see [`Catalogue`].
         find_index: makes the index of a model; by default the whole table is searched.
+        clock: tells the time in seconds since 1970.
 
     Raises:
         OSError: where there is no checkpoint.
@@ -103,7 +110,12 @@ class ServingModel:
     """
 
     def __init__(
-        self, folder: str | Path, *, catalogue: str | Path | None = None, find_index: Any = None
+        self,
+        folder: str | Path,
+        *,
+        catalogue: str | Path | None = None,
+        find_index: Any = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         model, self.processor = load_checkpoint(folder)
         self.processor.adapt_to(model.eval().config)
@@ -112,8 +124,8 @@ class ServingModel:
         self.vectors = self.retriever.table.numpy()
         self.catalogue = Catalogue(self.processor, catalogue)
         self.fingerprint = table_fingerprint(model)[:12]
-        trend = model.head.trend
-        self.latest = 0 if trend is None else int(trend.times.max())
+        self.clock, trend = clock, self.retriever.head.trend
+        self.recent = None if trend is None else trend.recent
 
     @property
     def model(self) -> ImplicitRecForScoring:
@@ -130,7 +142,7 @@ class ServingModel:
             chosen = [wishes[place] for place in places]
             found: Any = self.retriever.rank(
                 torch.from_numpy(np.stack([users[place].state for place in places])),
-                [self._past(users[place]) for place in places],
+                [self._past(users[place], wishes[place].query_time) for place in places],
                 top_k=max(wish.top_k for wish in chosen),
                 exclude_seen=exclude_seen,
                 seen=[wish.seen for wish in chosen] if exclude_seen else None,
@@ -142,18 +154,45 @@ class ServingModel:
         return answers
 
     def score(
-        self, history: Sequence[Mapping[str, Any]] | LiveUser, items: Sequence[str]
+        self,
+        history: Sequence[Mapping[str, Any]] | LiveUser,
+        items: Sequence[str],
+        query_time: int | None = None,
     ) -> list[float | None]:
-        """The score of each item after a history, None for an unknown one."""
+        """The score of each item after a history, None for an unknown one; `query_time` as in [`Wish`]."""
         (user,), head = self._users([history]), self.retriever.head
         tokens = encode_written_ids(self.processor, items)
         candidates, places = np.unique(np.maximum(tokens, 0), return_inverse=True)
-        scores = head.scores(user.state, head.counts(self._past(user)), candidates)[places]
+        scores = head.scores(user.state, head.counts(self._past(user, query_time)), candidates)[
+            places
+        ]
         return [float(s) if token > 0 else None for s, token in zip(scores, tokens)]
 
-    def _past(self, user: LiveUser) -> Past:
-        """Asked now, as far as is known: after the last event of the user and of those of the trend."""
-        return self.body.past(user, max(self.latest, user.latest) + 1)
+    def moment(self, user: LiveUser) -> int:
+        """When a user asks who does not say so, in seconds.
+
+        Now, where the user or anybody of the trend did something in the last week. Else just after the
+        last event that is known: a log that is replayed, or has ended, is asked at its own time.
+        """
+        now, trend = int(self.clock()), 0 if self.recent is None else self.recent.latest
+        last = min(max(trend, user.latest), now)
+        return max(now, last + 1) if now <= last + QUIET else last + 1
+
+    def observe(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Let everybody's new events into the trend, where the model has one and knows their items.
+
+        Args:
+            events: of `item_id`, `timestamp` and `place`, a number of its own; none of a negative type.
+        """
+        if self.recent is None or not events:
+            return
+        tokens = encode_written_ids(self.processor, [str(event["item_id"]) for event in events])
+        for token, event in zip(tokens.tolist(), events):
+            if token > 0:
+                self.recent.add(token, event["timestamp"], event["place"])
+
+    def _past(self, user: LiveUser, query_time: int | None) -> Past:
+        return self.body.past(user, query_time or self.moment(user))
 
     def read(self, histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[LiveUser]:
         """Users of these events, oldest first; of more than the model takes, see [`latest_window`]."""

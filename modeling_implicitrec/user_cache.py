@@ -1,4 +1,4 @@
-"""The users that a server has in memory, each as far as the store: an event costs a step, not a history."""
+"""What a server has in memory of its store, users and trend: an event costs a step, not a history."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from .live_body import LiveUser
 from .serving import ServingModel, latest_window
+from .trend_feed import TrendFeed
 
 Version = tuple[int, int]  # events of a user in the store, and the place of the last one
 
@@ -55,9 +56,12 @@ class UserCache:
         self.model, self.store, self.size = model, store, size
         self.history_events, self.on_read = history_events, on_read
         self.users: OrderedDict[str, KnownUser] = OrderedDict()
+        self.trend = TrendFeed(model, store)
+        self.trend.read()
 
     def read(self, user_ids: Sequence[str]) -> list[KnownUser]:
-        """The users as they are stored now; those that are made anew are computed together."""
+        """The users, and the trend, as they are stored now; users made anew are computed together."""
+        self.trend.read()
         found: dict[str, KnownUser] = {}
         missing: dict[str, Version] = {}
         for user_id in dict.fromkeys(user_ids):
@@ -75,9 +79,10 @@ class UserCache:
             self.users.popitem(last=False)
         return [found[user_id] for user_id in user_ids]
 
-    def forget(self, user_id: str) -> None:
-        """Keep nothing of a user."""
+    def forget(self, user_id: str, places: Sequence[int] = ()) -> None:
+        """Keep nothing of a user, whose events were stored at these places."""
         self.users.pop(user_id, None)
+        self.trend.forget(places)
 
     def _kept(self, user_id: str, version: Version) -> KnownUser | None:
         """The user in memory, after the events that are new; None where that is not enough."""

@@ -300,7 +300,31 @@ def check_store(store) -> None:
     store.forget("ann")
     store.add([first])
     assert store.version("ann")[1] > latest[1]  # no place comes again
+    check_everybody(store, first)
     store.check()
+
+
+def check_everybody(store, first: dict) -> None:
+    """Events without their users: of ann's tea, bob's and what comes now."""
+    wide = {"since": 0, "until": 100, "limit": 9}
+    place, found = store.everybodys(after=0, **wide)
+    assert [event["item_id"] for event in found] == ["tea", "tea"]
+    assert place == found[-1]["place"] == store.places("ann")[0]
+    kinds = [("nut", 50, None), ("oil", 40, "view"), ("fig", 60, "skip"), ("egg", 900, None)]
+    store.add(
+        [
+            first | {"event_id": None, "item_id": i, "timestamp": t, "event_type": e}
+            for i, t, e in kinds
+        ]
+    )
+    last, found = store.everybodys(after=place, **wide, without=["skip"])
+    assert [(event["item_id"], event["timestamp"]) for event in found] == [("nut", 50), ("oil", 40)]
+    assert last == max(store.places("ann")) and store.everybodys(after=last, **wide) == (last, [])
+    for part, shown in (({"limit": 2}, "nf"), ({"since": 40}, "nf"), ({"until": 50}, "no")):
+        found = store.everybodys(after=place, **wide | part)[1]
+        assert [event["item_id"][0] for event in found] == list(shown)
+    store.forget("ann")
+    assert len(store.everybodys(after=0, **wide)[1]) == 1 and store.places("ann") == []
 
 
 def test_sqlite_keeps_histories_and_overwrites_what_it_forgets(tmp_path):
