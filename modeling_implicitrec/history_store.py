@@ -139,7 +139,7 @@ class HistoryStore:
         """
         columns = [EVENTS.c[name] for name in ("place", "item_id", "timestamp")]
         with self.engine.connect() as connection:
-            last = connection.scalar(select(func.coalesce(func.max(EVENTS.c.place), 0)))
+            last = connection.scalar(select(func.max(EVENTS.c.place))) or 0
             if last <= after:
                 return after, []
             wanted = select(*columns).where(EVENTS.c.place > after, EVENTS.c.place <= last)
@@ -147,8 +147,8 @@ class HistoryStore:
             if without:
                 wanted = wanted.where(func.coalesce(EVENTS.c.event_type, "").not_in(without))
             latest = wanted.order_by(EVENTS.c.timestamp.desc(), EVENTS.c.place.desc()).limit(limit)
-            rows = connection.execute(latest).mappings().all()
-        return last, sorted(map(dict, rows), key=itemgetter("place"))
+            rows = sorted(connection.execute(latest).tuples(), key=itemgetter(0))
+        return last, [{"place": p, "item_id": item, "timestamp": t} for p, item, t in rows]
 
     def places(self, user_id: str) -> list[int]:
         """The places of the user's events."""

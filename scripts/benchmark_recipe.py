@@ -76,7 +76,8 @@ def readme_table(reports: dict[str, dict]) -> str:
                 found = [name for name in models if name.startswith(start)]
                 cells.append(cell(models[found[0]]["ndcg@10"]) if found else "")
             link = f"[{stem}](docs/results/{stem}.md)"
-            lines.append(f"| {link} | {TITLES[protocol]} | " + " | ".join(cells) + " |")
+            question = f"{TITLES[protocol]}{told_when(stem, 'docs')}"
+            lines.append(f"| {link} | {question} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -103,8 +104,19 @@ def recipe_index(reports: dict[str, dict]) -> str:
             lines.append(f"{row}| not measured | |")
             continue
         for protocol, models in reports[stem]["results"].items():
-            lines.append(f"{row}{TITLES[protocol]} | {' | '.join(beside_best(models))} |")
+            question = f"{TITLES[protocol]}{told_when(stem, '../docs')}"
+            lines.append(f"{row}{question} | {' | '.join(beside_best(models))} |")
     return "\n".join(lines) + "\n"
+
+
+def told_when(stem: str, docs: str) -> str:
+    """What a question adds where the model hears when it is asked: others do not stand beside it."""
+    for path in (ROOT / "recipes").glob("*/*.yaml"):
+        model = yaml.safe_load(path.read_text()).get("model")  # that of evaluate.yaml is a folder
+        told = isinstance(model, dict) and model.get("use_query_time")
+        if told and stem_of(path.parent.name, path.name) == stem:
+            return f", [told when it is asked]({docs}/trend.md)"
+    return ""
 
 
 def stem_of(name: str, config: str) -> str:

@@ -22,6 +22,9 @@ def test_the_index_is_what_was_measured():
     table = recipe_index({"movielens": measured["demo"]})
     assert "| new items only | 0.3000 | 0.2000, strong |" in table
     assert "| not measured | |" in table  # of all the others
+    assert "told when it is asked" not in table
+    told = recipe_index({"deskdrop": measured["demo"]})
+    assert "| new items only, [told when it is asked](../docs/trend.md) | 0.3000 |" in told
 
 
 def test_every_recipe_is_in_the_index_and_whole():
