@@ -324,6 +324,9 @@ def test_a_dropout_of_the_prior_that_never_begins_is_refused(data, tmp_path):
     options |= {"model": SMALL["model"], "prior_steps": 0, "prior_dropout": 0.5}
     with pytest.raises(SystemExit, match="prior_steps must be at least 1.* got 0, 0.5$"):
         run("finetune", FINETUNE_BEAUTY[1], *words(options))
+    options |= {"model": "{hidden_size: 16}", "prior_steps": 9}
+    with pytest.raises(SystemExit, match="^error: prior_steps need a prior .* got 0 and 0$"):
+        run("finetune", FINETUNE_BEAUTY[1], *words(options))
 
 
 def test_recommendations_read_whole_histories_of_everybody(data, trained, tmp_path):
