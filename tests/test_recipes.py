@@ -312,6 +312,9 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", *words(start))
     with pytest.raises(SystemExit, match="^error: .*'hidden_size' expected int, got str"):
         run("finetune", *words(start | {"from_checkpoint": "", "model": "{hidden_size: big}"}))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="output_dir must be a folder, got the file .*file$"):
+        run("finetune", *words({"data_dir": data, "output_dir": tmp_path / "file"}))
     with pytest.raises(SystemExit, match="has the parts .*'test', .* got .'tests'."):
         run("evaluate", *words({"model": trained, "data_dir": data, "split": "tests"}))
     with pytest.raises(SystemExit, match="user '999' is not in"):
