@@ -1,9 +1,9 @@
-"""What a load checks of a checkpoint's files: that JSON is an object, that weights are those saved."""
+"""What a load checks of a checkpoint's files: JSON is an object, weights fit and are those saved."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,29 @@ def objects_only(source: Any, name: str, options: Mapping[str, Any]) -> Iterator
             raise
         got = json.dumps(content)[:40]
         raise ValueError(f"{name} of {source} must hold a JSON object, got {got}") from None
+
+
+def check_shapes(source: Any, mismatched: Iterable[tuple]) -> None:
+    """Refuse weights of other shapes than the configuration makes.
+
+    Args:
+        source: folder or Hub repository.
+        mismatched: name, shape in the file, and shape in the model of each.
+
+    Raises:
+        ValueError: where there are any.
+    """
+    told = [
+        f"{name} must be {list(expected)}, got {list(got)}"
+        for name, got, expected in sorted(mismatched)
+    ]
+    if told:
+        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+        raise ValueError(
+            f"the weights of {source} do not have the shapes that its config.json and this version make: "
+            f"{'; '.join(told[:3])}{more}. Another version may have written it: install that version, "
+            "or train anew"
+        )
 
 
 def file_sha256(path: str | os.PathLike) -> str:

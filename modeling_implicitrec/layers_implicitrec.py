@@ -24,8 +24,10 @@ def event_weights(
     attention_mask: Tensor | None,
 ) -> Tensor:
     """Float weights `[batch, length]`, 0 where there is no event; checks the input's shapes."""
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [batch, length], got shape {list(input_ids.shape)}")
+    if input_ids.dim() != 2 or not input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids must be [batch, length], of at least 1, got shape {list(input_ids.shape)}"
+        )
     if input_ids.shape[1] > config.max_position_embeddings:
         raise ValueError(
             f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "

@@ -26,7 +26,14 @@ from .loss_implicitrec import (
 from .objectives_implicitrec import Objectives
 from .pairs_implicitrec import own_events
 from .pretrained_implicitrec import ImplicitRecPreTrainedModel
-from .state_implicitrec import Columns, UserState, event_columns, refuse_labels, update_state
+from .state_implicitrec import (
+    Columns,
+    UserState,
+    check_ids,
+    event_columns,
+    refuse_labels,
+    update_state,
+)
 
 
 @dataclass
@@ -128,8 +135,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             candidate_ids: `[batch, candidates]` item tokens to score; all items by default.
             target_ids: `[batch, targets]` all right answers for what follows the last event, in any
                 order; not positive ones are ignored. The loss is their mean cross-entropy.
-            query_time: `[batch]`, or as `labels`, seconds: the moment of asking, 0 where nobody says it;
-                read with `use_query_time`.
+            query_time: `[batch]`, or as `labels`, seconds: when it is asked (`use_query_time`), or 0.
             fold_ids: `[batch]` group of each user, read while training with cross-fitted
                 co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
             negative_labels: `[batch, length]` items that a label is to be put above, -100 for none; read
@@ -253,6 +259,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
     def _last_scores(
         self, states: Tensor, batch: dict, candidate_ids: Tensor | None = None
     ) -> Tensor:
+        check_ids("candidate_ids", candidate_ids, vocab_size=self.config.vocab_size)
         states, history = self._at_last(states, batch)
         scores = self.head(states, self.item_table(), history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:

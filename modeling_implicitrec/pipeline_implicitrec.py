@@ -103,6 +103,8 @@ def _is_history(value: Any) -> bool:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not len(value):
         raise ValueError(f"expected a history or a list of histories, got {value!r}")
     first = value[0]
+    if isinstance(first, float | np.floating):
+        raise ValueError(f"item ids must be strings or integers, got {first!r}")
     return isinstance(first, str | int | np.integer) or _is_event(first)
 
 

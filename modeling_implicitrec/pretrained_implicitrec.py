@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .head_implicitrec import ZERO_AT_FIRST
-from .integrity_implicitrec import check_weights, record_weights
+from .integrity_implicitrec import check_shapes, check_weights, record_weights
 from .layers_implicitrec import (
     EvidenceBias,
     GapEmbedding,
@@ -40,14 +40,19 @@ class ImplicitRecPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: where there are no safetensors.
-            ValueError: where weights are missing, so that nobody takes chance for a trained model, or are
-                not those that were saved, by the SHA-256 in the configuration. A whole head may start
-                anew (`new_head`), which transformers warns of.
+            ValueError: where weights are missing, so that nobody takes chance for a trained model, have
+                other shapes (unless `ignore_mismatched_sizes`), or are not those that were saved, by the
+                SHA-256 in the configuration. A whole head may start anew (`new_head`), which transformers
+                warns of.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.get("ignore_mismatched_sizes", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        kwargs["ignore_mismatched_sizes"] = True  # transformers would not say which in its error
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
+        if not may_differ:
+            check_shapes(pretrained_model_name_or_path, info["mismatched_keys"])
         head = {name for name in model.state_dict() if name.startswith(cls.new_head or ".")}
         if info["missing_keys"] and set(info["missing_keys"]) != head:
             missing = sorted(info["missing_keys"])

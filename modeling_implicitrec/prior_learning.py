@@ -19,7 +19,8 @@ class PriorCallback(TrainerCallback):
         dropout: from then on, the share of the positions at which the prior is not seen while training.
 
     Raises:
-        ValueError: for a share outside [0, 1), or steps below 1.
+        ValueError: for a share outside [0, 1), or steps below 1; when training begins, for a model without
+            such a prior.
     """
 
     def __init__(self, steps: int, dropout: float = 0.0) -> None:
@@ -30,6 +31,21 @@ class PriorCallback(TrainerCallback):
             )
         self.steps = steps
         self.dropout = dropout
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        head, config = kwargs["model"].head, kwargs["model"].config
+        if not head.prior_numbers() or (self.dropout and head.cooccurrence is None):
+            raise ValueError(
+                "prior_steps need a prior of others' events (num_cooccurrences or num_trend_events "
+                "above 0), and prior_dropout num_cooccurrences; "
+                f"got {config.num_cooccurrences} and {config.num_trend_events}"
+            )
 
     def on_step_begin(
         self,

@@ -170,7 +170,34 @@ def event_columns(
     others = {"event_type_ids": event_type_ids, "timestamps": timestamps}
     others["platform_ids"] = platform_ids
     given = {name: values for name, values in others.items() if values is not None}
-    return {"input_ids": input_ids, "input_weights": weights, **given}
+    columns = {"input_ids": input_ids, "input_weights": weights, **given}
+    for name, values in given.items():
+        if values.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids {list(input_ids.shape)}, got {list(values.shape)}"
+            )
+    check_ids("input_ids", input_ids, vocab_size=config.vocab_size)
+    check_ids("event_type_ids", event_type_ids, num_event_types=config.num_event_types)
+    if config.num_platforms > 1:  # else they are not read
+        check_ids("platform_ids", platform_ids, num_platforms=config.num_platforms)
+    return columns
+
+
+def check_ids(name: str, ids: Tensor | None, **size: int) -> None:
+    """Raise `ValueError` for ids that are no rows of a table of this size, given by its name.
+
+    A training on an accelerator is not looked at: the host would wait for the device at every step.
+    """
+    if ids is None or not ids.numel() or torch.compiler.is_compiling():
+        return
+    if ids.device.type != "cpu" and torch.is_grad_enabled():
+        return
+    ((key, rows),) = size.items()
+    least, largest = torch.aminmax(ids)
+    if least < 0 or largest >= rows:
+        raise ValueError(
+            f"{name} must lie in 0..{rows - 1}, with a {key} of {rows}; got {int(least)} to {int(largest)}"
+        )
 
 
 def fill_columns(events: Columns, names: Iterable[str]) -> Columns:

@@ -363,6 +363,8 @@ def push(training: TrainingArguments) -> None:
 
 def main() -> None:
     args, training = parse_arguments(FinetuneArguments, TrainingArguments)
+    if Path(training.output_dir).is_file():
+        raise SystemExit(f"output_dir must be a folder, got the file {training.output_dir}")
     set_seed(training.seed)
     record = RunRecord()
     # Trainer would push every save, and its pickled arguments with it.

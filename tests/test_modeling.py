@@ -229,6 +229,39 @@ def test_impossible_weights_are_refused(value):
         tiny()(torch.tensor([[3]]), input_weights=torch.tensor([[value]]))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"input_ids": [[3, 31]]}, r"input_ids .* 0..30, with a vocab_size of 31; got 3 to 31"),
+        ({"input_ids": [[3, -1]]}, "input_ids .* got -1 to 3"),
+        ({"input_ids": [[]]}, r"of at least 1, got shape \[1, 0\]"),
+        (
+            {"input_ids": [[3]], "event_type_ids": [[2]]},
+            "event_type_ids .*num_event_types of 2; got 2",
+        ),
+        (
+            {"input_ids": [[3]], "platform_ids": [[4]]},
+            "platform_ids .*num_platforms of 3; got 4 to 4",
+        ),
+        (
+            {"input_ids": [[3, 4]], "timestamps": [[9]]},
+            r"timestamps must have .* \[1, 2\], got \[1, 1\]",
+        ),
+    ],
+)
+def test_ids_and_shapes_that_fit_no_table_are_named(inputs, told):
+    model = tiny(num_event_types=2, num_platforms=3)
+    inputs = {name: torch.tensor(values, dtype=torch.long) for name, values in inputs.items()}
+    for ask in (model, model.recommend, model.last_scores, model.update):
+        with pytest.raises(ValueError, match=told):
+            ask(**inputs)
+
+
+def test_candidates_that_are_no_items_are_named():
+    with pytest.raises(ValueError, match="candidate_ids .* got 5 to 31"):
+        tiny().recommend(torch.tensor([[3]]), candidate_ids=torch.tensor([[5, 31]]))
+
+
 def test_bad_shapes_and_configurations_are_refused():
     with pytest.raises(ValueError, match="longer than max_position_embeddings"):
         tiny(max_position_embeddings=4)(torch.ones(1, 5, dtype=torch.long))

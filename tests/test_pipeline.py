@@ -108,3 +108,11 @@ def test_it_saves_a_whole_checkpoint(recommend, tmp_path):
     assert kept["recommendation"]["impl"] == "pipeline_implicitrec.RecommendationPipeline"
     assert (tmp_path / "pipeline_implicitrec.py").exists()
     assert torch.equal(again.model.item_frequency, recommend.model.item_frequency)
+
+
+def test_an_item_id_that_is_a_float_is_named():
+    processor = ImplicitRecProcessor.fit({"item_id": [*"aab"]})
+    model = tiny(vocab_size=processor.vocab_size)
+    recommend = pipeline("recommendation", model=model, processor=processor, device="cpu")
+    with pytest.raises(ValueError, match="item ids must be strings or integers, got 1.5"):
+        recommend([1.5])

@@ -81,3 +81,22 @@ def test_a_share_of_the_positions_does_not_see_the_prior_while_training() -> Non
 def test_numbers_out_of_range_are_named(steps: int, dropout: float) -> None:
     with pytest.raises(ValueError, match=f"got {steps}, {dropout}"):
         PriorCallback(steps, dropout)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropout", "fits"),
+    [
+        ({}, 0.0, False),
+        ({"num_cooccurrences": 3}, 0.5, True),
+        ({"num_trend_events": 9, "use_query_time": True}, 0.0, True),
+        ({"num_trend_events": 9, "use_query_time": True}, 0.5, False),
+    ],
+)
+def test_a_model_without_the_prior_is_refused(tmp_path, settings, dropout, fits) -> None:
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=8, **settings))
+    callback = PriorCallback(3, dropout)
+    begin = (TrainingArguments(str(tmp_path), report_to="none"), None, None)
+    if fits:
+        return callback.on_train_begin(*begin, model=model)
+    with pytest.raises(ValueError, match="prior_steps need a prior .* got 0 and [09]$"):
+        callback.on_train_begin(*begin, model=model)

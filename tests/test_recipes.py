@@ -312,6 +312,9 @@ def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):
         run("finetune", *words(start))
     with pytest.raises(SystemExit, match="^error: .*'hidden_size' expected int, got str"):
         run("finetune", *words(start | {"from_checkpoint": "", "model": "{hidden_size: big}"}))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="output_dir must be a folder, got the file .*file$"):
+        run("finetune", *words({"data_dir": data, "output_dir": tmp_path / "file"}))
     with pytest.raises(SystemExit, match="has the parts .*'test', .* got .'tests'."):
         run("evaluate", *words({"model": trained, "data_dir": data, "split": "tests"}))
     with pytest.raises(SystemExit, match="user '999' is not in"):
@@ -323,6 +326,9 @@ def test_a_dropout_of_the_prior_that_never_begins_is_refused(data, tmp_path):
     options = {"data_dir": data, "output_dir": tmp_path, "use_cpu": "true"}
     options |= {"model": SMALL["model"], "prior_steps": 0, "prior_dropout": 0.5}
     with pytest.raises(SystemExit, match="prior_steps must be at least 1.* got 0, 0.5$"):
+        run("finetune", FINETUNE_BEAUTY[1], *words(options))
+    options |= {"model": "{hidden_size: 16}", "prior_steps": 9}
+    with pytest.raises(SystemExit, match="^error: prior_steps need a prior .* got 0 and 0$"):
         run("finetune", FINETUNE_BEAUTY[1], *words(options))
 
 
