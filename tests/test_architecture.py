@@ -86,6 +86,7 @@ FLOORS = (
     },
     {
         "priors",
+        "season",
         "questions",
         "serving",
         "ann_index",
