@@ -52,7 +52,7 @@ def fit_season(
         smoothing: events that are added to both counts, so that few do not say much.
 
     Raises:
-        ValueError: see [`check_season`]; and for a smoothing that is not positive.
+        ValueError: see [`check_season`] and [`season_gain`].
 
     >>> from modeling_implicitrec import ImplicitRecConfig
     >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=3, hidden_size=16))
@@ -63,15 +63,31 @@ def fit_season(
     [0.6, 1.5]
     """
     check_season(model, train, days=days)
+    train = positive_events(train, model.config.negative_event_type_ids or ())
+    gain = season_gain(train, model.config.vocab_size, days=days, power=power, smoothing=smoothing)
+    _raise_items(model.head, torch.as_tensor(gain, device=model.device))
+
+
+def season_gain(
+    train: Dataset,
+    vocab_size: int,
+    *,
+    days: float,
+    power: float = POWER,
+    smoothing: float = SMOOTHING,
+) -> np.ndarray:
+    """What [`fit_season`] adds to the scores, float32 `[vocab_size]`; the rows hold no negative events.
+
+    Raises:
+        ValueError: for a smoothing that is not positive.
+    """
     if not smoothing > 0:
         raise ValueError(f"smoothing must be positive, got {smoothing:g}")
-    train = positive_events(train, model.config.negative_event_type_ids or ())
     tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
-    size = model.config.vocab_size
-    latest = np.bincount(tokens[times > times.max() - 86_400 * days], minlength=size)
-    share = np.bincount(tokens, minlength=size) / len(tokens)
+    latest = np.bincount(tokens[times > times.max() - 86_400 * days], minlength=vocab_size)
+    share = np.bincount(tokens, minlength=vocab_size) / len(tokens)
     gain = power * np.log((latest + smoothing) / (share * latest.sum() + smoothing))
-    _raise_items(model.head, torch.as_tensor(gain, dtype=torch.float32, device=model.device))
+    return gain.astype(np.float32)
 
 
 @torch.no_grad()

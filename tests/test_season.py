@@ -58,7 +58,7 @@ def test_an_event_that_is_no_interest_is_of_no_season():
 def test_what_has_no_season_is_refused_by_name():
     rows = Dataset.from_dict(ROWS)
     with pytest.raises(ValueError, match="without num_trend_events"):
-        check_season(trained(num_trend_events=4), rows, days=30)
+        check_season(trained(num_trend_events=4, use_query_time=True), rows, days=30)
     with pytest.raises(ValueError, match="use_item_bias"):
         check_season(trained(use_item_bias=False), rows, days=30)
     with pytest.raises(ValueError, match="a log with times"):
