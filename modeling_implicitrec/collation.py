@@ -172,13 +172,20 @@ class DataCollatorForNextItem:
     def _with_targets(
         self, part: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """The history up to a random event, and the items of the window after it."""
+        """The history up to a random moment, and the items of the window after it.
+
+        Moments at which there is a history and something in the window are drawn alike: so are people
+        asked in a temporal split, some of whom were last there long ago.
+        """
         times = part["timestamps"]
-        last = np.searchsorted(times, times[-1] - self.target_window, side="right")
-        if last == 0:  # shorter than a window: any moment but the last
-            last = max(1, np.searchsorted(times, times[-1], side="left"))
-        moment = times[generator.integers(0, last)]
-        cut = np.searchsorted(times, moment, side="right")
+        room = np.minimum(
+            np.diff(times), self.target_window
+        ).cumsum()  # of moments, up to each event
+        drawn = generator.random() * room[-1] if len(room) else 0.0
+        cut = int(np.searchsorted(room, drawn, side="right")) + 1
+        moment = times[-1]  # of someone who was there once
+        if cut < len(times):
+            moment = int(times[cut] - np.ceil(room[cut - 1] - drawn))
         end = np.searchsorted(times, moment + self.target_window, side="right")
         wanted = self._wanted(part)[cut:end]
         targets = np.unique(part["input_ids"][cut:end][wanted])

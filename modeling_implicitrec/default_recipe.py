@@ -198,6 +198,7 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
         window = f"the test asks for all items of {log.window_days:g} days"
         chosen.append(Choice("model.collapse_repeats", True, window))
         chosen.append(Choice("target_window_days", log.window_days, window))
+        chosen.append(Choice("season_days", log.window_days, "it is asked right after these days"))
     return chosen
 
 

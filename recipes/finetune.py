@@ -37,9 +37,11 @@ from modeling_implicitrec import (
     SequenceRows,
     SettleCallback,
     check_private,
+    check_season,
     choose_tuning,
     compute_hit_metrics,
     fit_priors,
+    fit_season,
     load_checkpoint,
     load_sequences,
     merge_lora,
@@ -87,6 +89,9 @@ class FinetuneArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
+    season_days: float = field(
+        default=0.0, metadata={"help": "at the end raise what these last days had more of; 0: not"}
+    )
     from_checkpoint: str = field(
         default="", metadata={"help": "folder or Hub name to start from; its settings are kept"}
     )
@@ -98,24 +103,18 @@ class FinetuneArguments:
     use_item_features: bool = field(
         default=False, metadata={"help": "items have content: what describe.py wrote"}
     )
-    use_platforms: bool = field(
-        default=False, metadata={"help": "tell the platforms of the log apart"}
-    )
+    use_platforms: bool = field(default=False, metadata={"help": "tell platforms apart"})
     row_wise_optimizer: bool = field(
-        default=False,
-        metadata={"help": "update only the items that a step reads; needs a sampled loss_type"},
+        default=False, metadata={"help": "update only items that a step reads; for sampled losses"}
     )
     refit: bool = field(
-        default=False,
-        metadata={"help": "learn from all before the test; no evaluation, the last weights stay"},
+        default=False, metadata={"help": "learn from all before the test, without evaluation"}
     )
     prior_steps: int = field(
-        default=0,
-        metadata={"help": "the co-occurrence prior's numbers learn in these steps only; 0: in all"},
+        default=0, metadata={"help": "the prior's numbers learn in these steps only; 0: in all"}
     )
     prior_dropout: float = field(
-        default=0.0,
-        metadata={"help": "share of positions that do not see the prior after prior_steps"},
+        default=0.0, metadata={"help": "share of positions without the prior after prior_steps"}
     )
     dp_epsilon: float = field(
         default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
@@ -126,8 +125,7 @@ class FinetuneArguments:
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
     license: str | None = field(
-        default=None,
-        metadata={"help": "of the weights, such as mit; left out: the card claims none"},
+        default=None, metadata={"help": "of the weights, such as mit; else the card claims none"}
     )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "evaluations without a better one; 0: never stop early"}
@@ -375,10 +373,19 @@ def main() -> None:
     collator = build_collator(args, training, model, processor)
     trainer = build_trainer(args, training, model, collator, train, validation)
     trainer.add_callback(ProcessorCallback(processor))
+    if args.season_days:
+        check_season(model, train, days=args.season_days)
+        if args.dp_epsilon or trainer.is_fsdp_enabled:
+            raise SystemExit(
+                "season_days counts people's events and needs whole weights: neither "
+                "dp_epsilon nor FSDP goes with it"
+            )
     resumed_from = resume_point(training) if args.resume else None
     trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)
+    if args.season_days:
+        fit_season(model, train, days=args.season_days)
     trainer.save_model(training.output_dir)
     if trainer.is_world_process_zero():
         facts = {"processes": training.world_size, "resumed_from": resumed_from}

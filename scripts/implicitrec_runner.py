@@ -26,7 +26,13 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from modeling_implicitrec import ModelScorer, RowWiseAdamW, parse_arguments
+from modeling_implicitrec import (
+    ModelScorer,
+    RowWiseAdamW,
+    parse_arguments,
+    positive_events,
+    season_gain,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +58,7 @@ class Marks(TrainerCallback):
     def __init__(self, run: Run, collator: CountingCollator, splits: DatasetDict) -> None:
         self.run, self.collator, self.splits = run, collator, splits
         self.model: torch.nn.Module | None = None
+        self.gain = 0.0  # of what is in season, which the recipe adds after training
 
     def on_step_end(
         self,
@@ -77,7 +84,7 @@ class Marks(TrainerCallback):
         """`[rows, vocab_size]` of the whole catalogue."""
         rows = self.splits[part][start:stop]
         listed = [dict(zip(rows, values)) for values in zip(*rows.values())]
-        scores = ModelScorer(self.model).score(listed)
+        scores = ModelScorer(self.model).score(listed) + self.gain
         self.model.train()
         return scores
 
@@ -98,6 +105,9 @@ def build_trainer(run: Run) -> tuple[Trainer, Marks]:
     trainer = recipe.build_trainer(args, training, model, own, train, validation)
     trainer.data_collator = collator = CountingCollator(own)
     marks = Marks(run, collator, splits)
+    if args.season_days:
+        liked = positive_events(train, processor.negative_event_type_ids)
+        marks.gain = season_gain(liked, processor.vocab_size, days=args.season_days)
     trainer.add_callback(marks)
     return trainer, marks
 

@@ -87,6 +87,7 @@ FLOORS = (
     },
     {
         "priors",
+        "season",
         "questions",
         "serving",
         "ann_index",

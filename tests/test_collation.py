@@ -1,5 +1,7 @@
 """Labels come from strictly later moments, and nothing is computed on what has no label."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -115,19 +117,27 @@ def test_grouping_by_length_leaves_little_padding(tmp_path):
     assert shares["random"] > 0.5
 
 
-def test_a_window_after_a_cut_gives_every_item_of_it():
-    collator = DataCollatorForNextItem(10, target_window=15)
+def test_a_window_after_a_moment_gives_every_item_of_it():
+    collator = DataCollatorForNextItem(10, target_window=15, query_time=True)
     ids, times = [1, 2, 2, 3, 1, 4, 5], [10, 20, 20, 30, 40, 60, 61]
-    seen = {
-        tuple(batch["input_ids"][0].tolist()): sorted(batch["target_ids"][0].tolist())
-        for batch in epochs(collator, row(ids, times), 100)
-    }
-    assert seen == {
-        (1,): [2],
-        (1, 2, 2): [3],
-        (1, 2, 2, 3): [1],
-        (1, 2, 2, 3, 1): [-100],  # nothing happened in the window
-    }
+    seen = Counter()
+    for batch in epochs(collator, row(ids, times), 3000):
+        history, asked = tuple(batch["input_ids"][0].tolist()), batch["query_time"].item()
+        targets = {v for v, t in zip(ids, times) if asked < t <= asked + 15}
+        assert set(batch["target_ids"][0].tolist()) == targets != set()
+        assert history == tuple(v for v, t in zip(ids, times) if t <= asked)
+        seen[history] += 1
+    # 10 seconds before the 2nd, 4th and 5th moment, 15 of the 20 before the 6th, 1 before the last
+    share = {(1,): 10, (1, 2, 2): 10, (1, 2, 2, 3): 10, (1, 2, 2, 3, 1): 15, (1, 2, 2, 3, 1, 4): 1}
+    assert seen.keys() == share.keys()
+    for history, seconds in share.items():
+        assert abs(seen[history] / 3000 - seconds / 46) < 0.03
+
+
+def test_somebody_who_was_there_once_has_no_window():
+    batch = DataCollatorForNextItem(10, target_window=15)([row([1, 2], [10, 10])])
+    assert batch["input_ids"].tolist() == [[1, 2]]
+    assert batch["target_ids"].tolist() == [[-100]]
 
 
 def test_collapsing_adds_up_weights_at_the_place_of_the_last():

@@ -1,0 +1,69 @@
+"""What is in season is raised in every part of the score alike, and nowhere else."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, check_season, fit_season
+
+DAY = 86_400
+ROWS = {
+    "input_ids": [[1, 1, 2, 3], [2, 4, 4]],
+    "timestamps": [[0, 1, 2, 40 * DAY], [3, 4, 39 * DAY]],
+}
+
+
+def trained(**settings) -> ImplicitRecForScoring:
+    """A model with all parts, and numbers of each that are not those of the start."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 6, "hidden_size": 16, "num_cooccurrences": 3, "copy_prior": True}
+    model = ImplicitRecForScoring(ImplicitRecConfig(**sizes | settings)).eval()
+    if model.config.use_item_bias:
+        model.fit_item_counts(torch.tensor([0, 2, 2, 1, 2, 0]))
+    items = torch.randint(1, 6, (6, 3))
+    model.fit_cooccurrences(items, torch.rand(6, 3))
+    with torch.no_grad():
+        for number in model.head.parameters():
+            number += 0.02 * torch.randn_like(number)
+    return model
+
+
+def gains(days: float, power: float, smoothing: float) -> list[float]:
+    """By hand: of 7 events the last 30 days had one of item 3 and one of item 4."""
+    assert days == 30
+    latest, share = [0, 0, 0, 1, 1, 0], [0, 2 / 7, 2 / 7, 1 / 7, 2 / 7, 0]
+    return [((n + smoothing) / (2 * s + smoothing)) ** power for n, s in zip(latest, share)]
+
+
+@pytest.mark.parametrize("power, smoothing", [(1.0, 1.0), (0.5, 3.0)])
+def test_every_score_rises_by_the_items_gain_whatever_it_comes_from(power, smoothing):
+    model, history = trained(), torch.tensor([[1, 3, 3, 2]])
+    before = model(history).logits[0, 1:]
+    fit_season(model, Dataset.from_dict(ROWS), days=30, power=power, smoothing=smoothing)
+    raised = torch.tensor(gains(30, power, smoothing)).log()[1:]
+    assert raised.abs().max() > 0.05
+    torch.testing.assert_close(model(history).logits[0, 1:], before + raised)
+
+
+def test_an_event_that_is_no_interest_is_of_no_season():
+    refused = trained(num_event_types=3, negative_event_type_ids=[2])
+    rows = ROWS | {"event_type_ids": [[1, 1, 1, 2], [1, 1, 1]]}
+    alone = trained(num_event_types=3, negative_event_type_ids=[2])
+    kept = {"input_ids": [[1, 1, 2], [2, 4, 4]], "timestamps": [[0, 1, 2], [3, 4, 39 * DAY]]}
+    fit_season(refused, Dataset.from_dict(rows), days=30)
+    fit_season(alone, Dataset.from_dict(kept | {"event_type_ids": [[1, 1, 1]] * 2}), days=30)
+    assert torch.equal(refused.head.item_bias.weight, alone.head.item_bias.weight)
+
+
+def test_what_has_no_season_is_refused_by_name():
+    rows = Dataset.from_dict(ROWS)
+    with pytest.raises(ValueError, match="without num_trend_events"):
+        check_season(trained(num_trend_events=4, use_query_time=True), rows, days=30)
+    with pytest.raises(ValueError, match="use_item_bias"):
+        check_season(trained(use_item_bias=False), rows, days=30)
+    with pytest.raises(ValueError, match="a log with times"):
+        check_season(trained(), rows.remove_columns("timestamps"), days=30)
+    with pytest.raises(ValueError, match="positive number of days, got 0"):
+        check_season(trained(), rows, days=0)
+    with pytest.raises(ValueError, match="smoothing must be positive, got 0"):
+        fit_season(trained(), rows, days=30, smoothing=0)
