@@ -109,7 +109,7 @@ from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
 from .rows import GroupedRows, SequenceRows
 from .scoring import ModelScorer, batch_histories
-from .season import check_season, fit_season, season_gain
+from .season import check_season, fit_season, season_evidence, season_gain
 from .sequences import build_sequences, collapse_repeats, leave_last_out, temporal_split
 from .serving import Catalogue, ServingModel, Wish
 from .shards import load_sequences, save_sequences
@@ -288,6 +288,7 @@ __all__ = [
     "save_checkpoint",
     "save_events",
     "save_sequences",
+    "season_evidence",
     "season_gain",
     "shared_weights",
     "table_fingerprint",

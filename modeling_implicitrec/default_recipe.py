@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .matrices import first_events, flatten_column, flatten_tokens
+from .season import season_evidence
 
 LABELS_A_STEP = 1500  # events that a step learns from
 STEPS = 2100  # that a model of a small log needs
@@ -17,6 +18,7 @@ EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
 TREND_EVENTS = 256  # of everybody's, in which what is taken now can be seen
 MAX_TREND_EVENTS = 2**20  # that a checkpoint holds: 12 MiB
 TREND_GAIN = 0.2  # share of events that they name and popularity does not, to be worth reading
+SEASON = 0.01  # nats an event that the season tells, to be worth raising
 TREND_SAMPLE = 2_000_000  # of a log's latest events, that tell its trend
 LONG = 100  # events from which histories are long
 REPEATS = 0.02  # share of events from which what comes again is a question of its own
@@ -45,6 +47,7 @@ class LogStatistics:
         timed: whether events have times, so that recent ones can be told.
         trend_share: share of the events new to their user whose item somebody had within the last
             `TREND_EVENTS` of everybody.
+        season: see [`season_evidence`], for the days of a temporal test.
         popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
 
@@ -58,6 +61,7 @@ class LogStatistics:
     timed: bool = True
     trend_share: float = 0.0
     popular_share: float = 0.0
+    season: float = 0.0
 
     @property
     def events_an_item(self) -> float:
@@ -100,6 +104,9 @@ def log_statistics(
     if not len(lengths):
         raise ValueError("expected people with two events or more in the training part, got none")
     new = first_events(tokens, owners)
+    season = 0.0
+    if window_days is not None and "timestamps" in splits["train"].column_names:
+        season = season_evidence(splits["train"], vocab_size, days=window_days)
     return LogStatistics(
         users=len(lengths),
         events=len(tokens),
@@ -108,6 +115,7 @@ def log_statistics(
         repeat_share=float(1 - new.mean()),
         window_days=window_days,
         ordered=ordered,
+        season=season,
         **trend_shares(splits["train"], tokens, new),
     )
 
@@ -198,7 +206,9 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
         window = f"the test asks for all items of {log.window_days:g} days"
         chosen.append(Choice("model.collapse_repeats", True, window))
         chosen.append(Choice("target_window_days", log.window_days, window))
-        chosen.append(Choice("season_days", log.window_days, "it is asked right after these days"))
+        if log.season > SEASON:
+            told = f"the season tells {log.season:.2g} nats an event"
+            chosen.append(Choice("season_days", log.window_days, told))
     return chosen
 
 

@@ -10,8 +10,10 @@ from .kernels_implicitrec import SCALAR_STEP
 from .matrices import flatten_column, positive_events
 from .modeling_implicitrec import ImplicitRecForScoring
 
+DAY = 86_400
 POWER = 0.75
 SMOOTHING = 30.0  # events, from which on it shows that an item is in season
+UNSEEN = 0.5  # events of an item that nobody had before the last days
 
 
 def check_season(model: ImplicitRecForScoring, train: Dataset, *, days: float) -> None:
@@ -84,10 +86,27 @@ def season_gain(
     if not smoothing > 0:
         raise ValueError(f"smoothing must be positive, got {smoothing:g}")
     tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
-    latest = np.bincount(tokens[times > times.max() - 86_400 * days], minlength=vocab_size)
+    latest = np.bincount(tokens[times > times.max() - DAY * days], minlength=vocab_size)
     share = np.bincount(tokens, minlength=vocab_size) / len(tokens)
     gain = power * np.log((latest + smoothing) / (share * latest.sum() + smoothing))
     return gain.astype(np.float32)
+
+
+def season_evidence(train: Dataset, vocab_size: int, *, days: float) -> float:
+    """How much better the last days are told by the season before them than without: nats an event.
+
+    Both tell the items of the events in the last `days` by their share of the events before; one raises
+    them by the [`season_gain`] of the days before. 0 where nothing is before the last days.
+    """
+    tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
+    last = times > times.max() - DAY * days
+    if last.all():
+        return 0.0
+    before = {"input_ids": [tokens[~last]], "timestamps": [times[~last]]}
+    gain = season_gain(Dataset.from_dict(before), vocab_size, days=days)
+    counts = np.bincount(tokens[~last], minlength=vocab_size) + UNSEEN
+    mean_gain = np.log(np.average(np.exp(gain[1:]), weights=counts[1:]))
+    return float(gain[tokens[last]].mean() - mean_gain)
 
 
 @torch.no_grad()

@@ -71,7 +71,6 @@ FLOORS = (
     },
     {
         "encoding",
-        "default_recipe",
         "privacy",
         "item_features",
         "transfer",
@@ -95,7 +94,7 @@ FLOORS = (
         "vocabulary_privacy",
         "federation",
     },
-    {"showcase", "trend_feed"},
+    {"showcase", "trend_feed", "default_recipe"},
     {"user_cache"},
     {"service"},
     {"demo_page"},

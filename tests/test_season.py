@@ -1,10 +1,17 @@
 """What is in season is raised in every part of the score alike, and nowhere else."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring, check_season, fit_season
+from modeling_implicitrec import (
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
+    check_season,
+    fit_season,
+    season_evidence,
+)
 
 DAY = 86_400
 ROWS = {
@@ -53,6 +60,25 @@ def test_an_event_that_is_no_interest_is_of_no_season():
     fit_season(refused, Dataset.from_dict(rows), days=30)
     fit_season(alone, Dataset.from_dict(kept | {"event_type_ids": [[1, 1, 1]] * 2}), days=30)
     assert torch.equal(refused.head.item_bias.weight, alone.head.item_bias.weight)
+
+
+def test_evidence_is_what_the_season_tells_of_the_days_after_it():
+    """Item 1 all the year, item 2 from day 100 on, when 1 goes: 40 events of each in their days."""
+    days = np.r_[np.arange(40) * 2.5, 100 + np.arange(40) / 2]
+    items = np.r_[np.ones(40, int), np.full(40, 2)]
+
+    def evidence(tokens) -> float:
+        rows = {"input_ids": [tokens], "timestamps": [(days * DAY).astype(int)]}
+        return season_evidence(Dataset.from_dict(rows), 3, days=10)
+
+    # before the last ten days (more than 109.5): 40 of item 1, 20 of item 2; the ten before: 20 of 2
+    gain = 0.75 * np.log([(0 + 30) / (20 * 40 / 60 + 30), (20 + 30) / (20 * 20 / 60 + 30)])
+    mean = np.log((40.5 * np.exp(gain[0]) + 20.5 * np.exp(gain[1])) / 61)
+    assert evidence(items) == pytest.approx(gain[1] - mean, rel=1e-5)
+    assert evidence(items) > 0.1
+    assert evidence(np.tile([1, 2], 40)) == pytest.approx(0, abs=1e-3)
+    once = Dataset.from_dict({"input_ids": [[1, 2]], "timestamps": [[0, DAY]]})
+    assert season_evidence(once, 3, days=10) == 0
 
 
 def test_what_has_no_season_is_refused_by_name():
