@@ -166,6 +166,8 @@ class CatalogueMixin:
         features: Tensor | None = None,
         neighbours: Tensor | None = None,
         num_neighbours: int = NEAREST,
+        item_counts: Array | None = None,
+        num_events: int = 0,
         vocabulary_fingerprint: str | None = None,
     ) -> Tensor:
         """Extend the catalogue by items that may be recommended at once; scores of the others stay.
@@ -174,18 +176,26 @@ class CatalogueMixin:
         are named, else by their features (see [`nearest_items`]). The co-occurrence prior reads for it
         what follows its first neighbour. Train on with a new Trainer.
 
+        An item that is not quite new has had some events since the training. Told of them, its bias is
+        raised by `log((1 + events) / (1 + expected))`, where so many events are expected of it as its
+        neighbours had: the mean of a Gamma-Poisson posterior.
+
         Args:
             features: `[new, item_feature_size]`; by default a mix of the neighbours' too.
             neighbours: `[new, n]` tokens of known items that appear with it, 0 for none; by default
                 the nearest by features.
             num_neighbours: how many are nearest.
+            item_counts: `[new]` events that each has had, of a model that was told how often the others
+                happen (`fit_item_counts`).
+            num_events: all events of the known items in the same time.
             vocabulary_fingerprint: the processor's, after its own `add_items` of the same items.
 
         Returns:
             The new tokens, `[new]`.
 
         Raises:
-            ValueError: where a new item has neither neighbours nor features, or shapes do not fit.
+            ValueError: where a new item has neither neighbours nor features, shapes do not fit, or the
+                model has no item bias for counts.
 
         >>> from modeling_implicitrec import ImplicitRecConfig, ImplicitRecForScoring
         >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=5)).eval()
@@ -201,6 +211,7 @@ class CatalogueMixin:
         if given is not None and content is None:
             raise ValueError("features expect a model with item_feature_size, got one with 0")
         tokens, shares = self._neighbours(given, neighbours, num_neighbours)
+        frequency = self._frequency(tokens, shares, item_counts, num_events)
         for table in self._tables():
             rows = mixed_rows(table.weight, tokens, shares.to(table.weight.device))
             table.weight = nn.Parameter(torch.cat([table.weight, rows]), table.weight.requires_grad)
@@ -209,7 +220,7 @@ class CatalogueMixin:
             own = mixed_rows(content.features, tokens, shares) if given is None else given
             content.features = torch.cat([content.features, own.to(content.features)])
         self._add_to_decoder(tokens, shares)
-        self._add_to_buffers(tokens[:, 0])
+        self._add_to_buffers(tokens[:, 0], frequency)
         self.head.vocab_size = self.config.vocab_size = before + len(tokens)
         self.config.vocabulary_fingerprint = vocabulary_fingerprint
         return torch.arange(before, before + len(tokens))
@@ -245,6 +256,27 @@ class CatalogueMixin:
         first = tokens.gather(1, known.int().argsort(dim=1, descending=True, stable=True))
         return first, F.normalize((first > 0).float(), p=1, dim=1)
 
+    def _frequency(
+        self, tokens: Tensor, shares: Tensor, item_counts: Array | None, num_events: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """What counts say of new items: relative frequency and rise of the bias, both `[new]`."""
+        if item_counts is None:
+            return None
+        counts = torch.as_tensor(item_counts).to(shares)
+        if self.head.item_bias is None or counts.shape != shares.shape[:1] or (counts < 0).any():
+            raise ValueError(
+                f"item_counts must be {[len(shares)]} numbers from 0, of a model with use_item_bias; "
+                f"got {counts.tolist()}, use_item_bias={self.head.item_bias is not None}"
+            )
+        if num_events < 1:
+            raise ValueError(
+                f"item_counts need num_events of the known items, at least 1, got {num_events}"
+            )
+        usual = mixed_rows(self.item_frequency.log()[:, None], tokens, shares)[:, 0].exp()
+        expected = usual * num_events / (self.config.vocab_size - 1)
+        rise = torch.log((1 + counts) / (1 + expected))
+        return usual * rise.exp(), rise
+
     def _add_to_decoder(self, tokens: Tensor, shares: Tensor) -> None:
         if self.config.tie_word_embeddings:
             self.item_decoder.weight = self.model.item_embedding.weight
@@ -255,10 +287,13 @@ class CatalogueMixin:
             self.item_decoder.weight = nn.Parameter(rows)
         self.item_decoder.out_features = len(self.item_decoder.weight)
 
-    def _add_to_buffers(self, first: Tensor) -> None:
-        """New items were never a label, and co-occur as their first neighbour does."""
-        rare = self.item_frequency[1:].min().expand(len(first))
-        grown = torch.cat([self.item_frequency, rare])
+    def _add_to_buffers(self, first: Tensor, frequency: tuple[Tensor, Tensor] | None) -> None:
+        """New items were never a label, or are told of; they co-occur as their first neighbour does."""
+        added = self.item_frequency[1:].min().expand(len(first))
+        if frequency is not None and self.head.item_bias is not None:
+            added, rise = frequency
+            self.head.item_bias.weight[-len(first) :] += rise[:, None]
+        grown = torch.cat([self.item_frequency, added])
         self.item_frequency = grown / grown[1:].mean()
         prior = self.head.cooccurrence
         if prior is not None:

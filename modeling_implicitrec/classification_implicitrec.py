@@ -101,17 +101,45 @@ class ImplicitRecForSequenceClassification(ImplicitRecPreTrainedModel):
             init.ones_(module.feature_deviation)
 
     @torch.no_grad()
-    def fit_user_features(self, features: Tensor) -> None:
+    def fit_user_features(self, features: Tensor, labels: Tensor | None = None) -> None:
         """Standardise `user_features` by the mean and deviation of these, before training.
+
+        With labels, the model also starts at what the features say of them by themselves: the linear part
+        at their regression (logistic, or least squares; L2 penalty 1), the history without a say. A few
+        epochs would not bring it there, and what the history adds is then learnt beside it.
 
         Args:
             features: `[users, user_feature_size]`.
+            labels: of these users, as `forward` takes them.
         """
         given = torch.as_tensor(features).float()
         self._check_features(given, len(given))
-        deviation = given.std(0, correction=0)
-        self.classifier.feature_mean.copy_(given.mean(0))
-        self.classifier.feature_deviation.copy_(deviation.where(deviation > 0, torch.tensor(1.0)))
+        head, deviation = self.classifier, given.std(0, correction=0)
+        head.feature_mean.copy_(given.mean(0))
+        head.feature_deviation.copy_(deviation.where(deviation > 0, torch.tensor(1.0)))
+        if labels is not None and head.wide is not None:
+            scaled = (given - head.feature_mean) / head.feature_deviation
+            weights = self._regression(scaled, torch.as_tensor(labels))
+            head.wide.weight.copy_(weights[:, :-1])
+            head.out.bias.copy_(weights[:, -1])
+            head.out.weight.zero_()
+
+    @torch.enable_grad()
+    def _regression(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Weights `[num_labels, user_feature_size + 1]`, the last being those of the constant."""
+        shape = (self.classifier.out.out_features, features.shape[1] + 1)
+        weights = features.new_zeros(shape, requires_grad=True)
+        search = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            search.zero_grad()
+            kept = weights[:, :-1].square().sum() / (2 * len(features))
+            value = self._loss(F.linear(features, weights[:, :-1], weights[:, -1]), labels) + kept
+            value.backward()
+            return value
+
+        search.step(loss)
+        return weights.detach()
 
     def forward(
         self,

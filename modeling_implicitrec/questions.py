@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import logit
 from torch.utils import data
 
 from .collation import DataCollatorForNextItem
@@ -89,7 +90,8 @@ class AskedRows(data.Dataset):
         places: `[asked]` the row of each.
         stops: `[asked]` events that its history has.
         labels: `[asked]` answers.
-        features: `[asked, features]` at that moment, see [`activity_features`].
+        features: `[asked, features]` at that moment, see [`activity_features`]; of a question to the log,
+            the log-odds of the rate too.
         rates: `[asked]` in how many of the user's earlier windows of as many days the answer was 1,
             drawn to one half by one window each way.
     """
@@ -151,7 +153,9 @@ def ask(rows: SequenceRows, question: Question, moments: Sequence[float]) -> Ask
                 not question.active_days or times[stop - 1] >= moment - question.active_days * DAY
             ):
                 answers = _answers(question, happened, times[0], moment)
-                found.append((place, stop, *answers, activity_features(times[:stop], moment)))
+                told = activity_features(times[:stop], moment)
+                told = np.append(told, np.float32(logit(answers[1])))
+                found.append((place, stop, *answers, told))
     if not found:
         raise ValueError(f"nobody has a history at the moments {list(moments)}")
     places, stops, labels, rates, features = zip(*found)

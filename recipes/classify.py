@@ -160,7 +160,7 @@ def build_model(args: ClassifyArguments, processor, names: Sequence[str], train:
         }
         model = ImplicitRecForSequenceClassification(ImplicitRecConfig(**settings | args.model))
     if args.use_activity:
-        model.fit_user_features(train.features)
+        model.fit_user_features(train.features, train.labels)
     choose_tuning(model, args.tune)
     return model
 

@@ -2,10 +2,20 @@
 
 A tenth of the items (a quarter of the films) is held out of all parts but the targets of the test. Models
 are trained on the rest, told of the cold items by their content (`add_items`), and ranked beside baselines.
-Runs add up in `docs/results/cold_items.json`; the page beside it shows them all.
+*Popularity, held-out events included* counts all training events of the cold items, as no shop can: it is
+what one could know at most. *The nearest by content* are as popular as their neighbours.
+
+An item on the shelf for a while has had a few events. *After k events* tells the first model of the latest
+training events of cold items, k an item on average, many of the popular ones and none of some: their number
+alone (`item_counts`), or also what the same people took within three events of them, whose ten of the
+highest lift are the neighbours. Popularity counts the same days. Runs add up in
+`docs/results/cold_items.json`; the page beside it shows them all.
 """
 
 import argparse
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -47,6 +57,8 @@ ARMS = {
     "content instead of ids": {"use_item_ids": False},
     "ids, new items by their neighbours": None,  # content is asked only where a new item starts
 }
+SHELF = (1, 3, 10)  # events of a new item on average
+AROUND, NEIGHBOURS = 3, 10
 METRICS = {"ndcg@10": "NDCG@10", "recall@10": "recall@10"}
 SHOWN = {"cold": "among the cold", "catalogue": "whole catalogue"}
 
@@ -128,6 +140,71 @@ def start_of(new: np.ndarray, warm: np.ndarray, *, by_neighbours: bool) -> dict:
     return {"neighbours": nearest_items(torch.as_tensor(warm), features)[0]}
 
 
+def expected_counts(counts: np.ndarray, warm: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Counts of all items, the new ones' being those of the nearest by content."""
+    tokens, shares = nearest_items(torch.as_tensor(warm), torch.as_tensor(new))
+    return np.concatenate([counts, (counts[tokens.numpy()] * shares.numpy()).sum(1)])
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What is known after some days: `counts` of all items then, and `neighbours` of the new ones."""
+
+    counts: np.ndarray
+    neighbours: np.ndarray
+
+    @classmethod
+    def of(cls, rows, tokens: np.ndarray, mean_events: int, frequency: np.ndarray) -> "Shelf":
+        """Of rows that hold the events of the new `tokens`, from the time of the latest such events."""
+        histories = [(np.asarray(r["input_ids"]), np.asarray(r["timestamps"])) for r in rows]
+        times = np.concatenate([times[items >= tokens[0]] for items, times in histories])
+        since = np.sort(times)[-min(len(times), mean_events * len(tokens))]
+        counts, pairs = np.zeros(len(frequency)), [Counter() for _ in tokens]
+        for items, times in histories:
+            np.add.at(counts, items[times >= since], 1)
+            for at in np.flatnonzero((items >= tokens[0]) & (times >= since)):
+                near = items[max(0, at - AROUND) : at + AROUND + 1]
+                pairs[items[at] - tokens[0]].update(near[near < tokens[0]].tolist())
+        neighbours = np.zeros((len(tokens), NEIGHBOURS), np.int64)
+        for row, found in zip(neighbours, pairs):
+            lift = {one: number / np.sqrt(frequency[one]) for one, number in found.items()}
+            best = sorted(lift, key=lift.__getitem__, reverse=True)[:NEIGHBOURS]
+            row[: len(best)] = best
+        return cls(counts, neighbours)
+
+
+def told_of_events(model, content: np.ndarray, shelf: Shelf) -> dict:
+    """The model that knows new items by content, and by their first events in two ways."""
+    old = model.config.vocab_size
+    features = torch.as_tensor(content)
+    told = {
+        "features": features,
+        "item_counts": shelf.counts[old:],
+        "num_events": int(shelf.counts[:old].sum()),
+    }
+    alike = nearest_items(model.model.item_embedding.content.features, features)[0].numpy()
+    found = shelf.neighbours.any(1, keepdims=True)
+    neighbours = torch.as_tensor(np.where(found, shelf.neighbours, alike))
+    ways = {"counted": told, "counted, with neighbours": told | {"neighbours": neighbours}}
+    made = {name: deepcopy(model) for name in ways}
+    for name, way in ways.items():
+        made[name].add_items(**way)
+    return made
+
+
+def after_events(model, content, rows, tokens, counts, generator) -> list:
+    """Scorers after so many events of a new item, and the popularity of the same days."""
+    scorers = []
+    for number in SHELF:
+        shelf = Shelf.of(rows, tokens, number, counts)
+        after = f"after {number} event" + "s" * (number > 1)
+        for name, told in told_of_events(model, content, shelf).items():
+            scorers.append(ModelScorer(told, f"content beside ids, {after}: {name}"))
+        even = generator.random(len(counts)) / 2  # ties are broken by chance
+        scorers.append(SameForAll(f"popularity {after}", shelf.counts + even))
+    return scorers
+
+
 def run(log: dict, seed: int) -> dict:
     """NDCG and recall of every scorer, by protocol, with one draw of the cold items."""
     cold = hold_out_items(
@@ -140,34 +217,43 @@ def run(log: dict, seed: int) -> dict:
     warm = log["describe"](processor.decode_items(range(1, processor.vocab_size)))
     new = log["describe"](cold.item_ids)
     warm = np.pad(warm, ((1, 0), (0, 0)))
-    models = {}
+    untold = {
+        name: train(log, rows, processor, None if arm is None else warm, arm, seed)
+        for name, arm in ARMS.items()
+    }
+    models = deepcopy(untold)
     for name, arm in ARMS.items():
-        models[name] = train(log, rows, processor, None if arm is None else warm, arm, seed)
         models[name].add_items(**start_of(new, warm, by_neighbours=arm is None))
-    tokens = processor.add_items(cold.item_ids)
+    known, tokens = processor.item_counts, processor.add_items(cold.item_ids)
     counts = processor.item_counts.copy()
     counts[tokens] = cold.counts
     test = encode_sequences(cold.splits["test"], processor)
+    generator = np.random.default_rng(seed)
     scorers = [ModelScorer(model, name) for name, model in models.items()]
     scorers += [
         ContentSimilarity(np.concatenate([warm, new])),
+        SameForAll("popularity of the nearest by content", expected_counts(known, warm, new)),
         SameForAll("popularity, held-out events included", counts),
-        RandomScores(processor.vocab_size, generator=np.random.default_rng(seed)),
+        RandomScores(processor.vocab_size, generator=generator),
     ]
+    whole = encode_sequences(log["splits"]["train"], processor)
+    scorers += after_events(untold[next(iter(ARMS))], new, whole, tokens, counts, generator)
     found = evaluate_cold_items(scorers, test, tokens, num_items=processor.vocab_size - 1, ks=(10,))
-    return {
-        "seed": seed,
-        "cold items": len(tokens),
-        "items": processor.vocab_size - 1,
-        "users": next(iter(found["cold"].values())).num_users,
-        "results": {
-            protocol: {
-                name: {key: result.metrics[key] for key in METRICS}
-                for name, result in of_scorer.items()
-            }
-            for protocol, of_scorer in found.items()
-        },
+    told = {"seed": seed, "cold items": len(tokens), "items": processor.vocab_size - 1}
+    return told | summary(found)
+
+
+def summary(found: dict) -> dict:
+    """How many users were asked, and the metrics by protocol and scorer."""
+    results = {
+        protocol: {
+            name: {key: result.metrics[key] for key in METRICS}
+            for name, result in of_scorer.items()
+        }
+        for protocol, of_scorer in found.items()
     }
+    users = next(iter(found["cold"].values())).num_users
+    return {"users": users, "results": results}
 
 
 def markdown(report: dict) -> str:

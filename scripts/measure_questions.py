@@ -4,10 +4,11 @@ Each question is asked of everybody who was active in the 91 days before, at up 
 training, one for validation and one for the test, 28 days apart, so that no days of answers overlap: the
 test's are the last. `recipes/classify.py` trains for two epochs; the state with the lower log-loss in
 validation is kept. *From a recommender* starts from a checkpoint that learnt next items from the same log
-up to the test's moment. Beside the model stand a logistic regression on recency, frequency and tenure
-(`ActivityRegression`, of the numbers that the model is told too) and the rate of the answer in the user's
-own earlier windows. Mean ± standard deviation over seeds. Runs add up in `docs/results/questions.json`; the
-page beside it shows them all.
+up to the test's moment. *Activity* are recency, frequency, tenure and the rate of the answer in the user's
+own earlier windows (*own frequency*). Beside the model stands a logistic regression on these numbers
+(`ActivityRegression`), at which a model that is told them starts. A history is its last 64 events, in the
+supermarket the last 128 products. Mean ± standard deviation over seeds. Runs add up in
+`docs/results/questions.json`; the page beside it shows them all.
 """
 
 import argparse
@@ -31,7 +32,10 @@ SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "hidden_dropout_prob": 0.2,
-    "max_position_embeddings": 64,
+}
+READ = {  # of a history
+    "online_retail": {"max_position_embeddings": 64},
+    "complete_journey": {"max_position_embeddings": 128, "collapse_repeats": True},
 }
 TRAINING = {
     "num_train_epochs": 2,
@@ -87,8 +91,11 @@ def measure(log: str, data: str, seed: int) -> dict:
     found: dict = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        training = TRAINING | {"seed": seed, "model": json.dumps(SIZES), "data_dir": data}
+        model = json.dumps(SIZES | READ[log])
+        training = TRAINING | {"seed": seed, "model": model, "data_dir": data}
         first = training | {"output_dir": folder / "recommender", "eval_strategy": "no"}
+        if READ[log].get("collapse_repeats"):
+            first |= {"target_window_days": 28}
         run("finetune", first | {"save_strategy": "no", "learning_rate": 2e-3})
         question = {"days": 28, "active_days": 91, "max_moments": 4} | QUESTIONS[log][1]
         question |= wanted(log, folder)

@@ -152,6 +152,42 @@ def test_a_new_item_is_recommended_saved_and_trained(tmp_path):
     assert loaded.model.item_embedding.weight.grad[31].abs().sum() > 0
 
 
+def test_first_events_move_the_bias_from_what_the_neighbours_let_expect():
+    model = tiny()
+    counts = torch.full((31,), 20)
+    counts[0], counts[4] = 0, 80
+    model.fit_item_counts(counts)
+    before = model(HISTORY).logits
+    events = int(counts.sum()) // 10  # a tenth of the time: 8 of item 4, 2 of item 9
+    model.add_items(neighbours=[[4], [4], [9], [9]], item_counts=[8, 0, 8, 2], num_events=events)
+    torch.testing.assert_close(model(HISTORY).logits[:, :31], before)
+    bias = model.head.item_bias.weight[:, 0]
+    as_expected, unseen, risen, usual = (bias[31:] - bias[[4, 4, 9, 9]]).tolist()
+    assert as_expected == pytest.approx(0, abs=1e-5) and usual == pytest.approx(0, abs=1e-5)
+    assert unseen == pytest.approx(np.log(1 / 9), abs=1e-5)
+    assert risen == pytest.approx(np.log(9 / 3), abs=1e-5)
+    frequency = model.item_frequency
+    assert (frequency[31] / frequency[4]).item() == pytest.approx(1, abs=1e-5)
+    assert (frequency[33] / frequency[9]).item() == pytest.approx(3, abs=1e-5)
+    assert frequency[1:].mean().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "message"),
+    [
+        ({}, {"item_counts": [1, 2], "num_events": 9}, r"\[1\] numbers from 0"),
+        ({}, {"item_counts": [-1], "num_events": 9}, "numbers from 0"),
+        ({}, {"item_counts": [1]}, "num_events of the known items"),
+        ({"use_item_bias": False}, {"item_counts": [1], "num_events": 9}, "use_item_bias=False"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused_before_anything_changes(changes, told, message):
+    model = tiny(**changes)
+    with pytest.raises(ValueError, match=message):
+        model.add_items(neighbours=[[4]], **told)
+    assert model.config.vocab_size == len(model.item_table()) == 31
+
+
 def test_new_items_that_do_not_fit_are_refused():
     processor = ImplicitRecProcessor.fit({"item_id": ITEMS})
     for ids in (["item 3"], ["a", "a"], [4]):

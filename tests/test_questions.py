@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from modeling_implicitrec import (
-    ActivityRegression,
     DataCollatorForQuestions,
     ImplicitRecConfig,
     ImplicitRecForScoring,
@@ -144,17 +143,6 @@ def test_metrics_are_those_of_scikit_learn():
     assert calibration_error(labels, found) < calibration_error(labels, found**3)
     with pytest.raises(ValueError, match="labels of 0 and 1"):
         log_loss(labels + 1, found)
-
-
-def test_the_baseline_is_the_logistic_regression_of_scikit_learn():
-    linear = pytest.importorskip("sklearn.linear_model")
-    generator = np.random.default_rng(0)
-    features = generator.normal(size=(300, 3)) * [1, 5, 1] + 2
-    labels = (features[:, 0] + generator.normal(size=300) > 2).astype(int)
-    own = ActivityRegression(features, labels)(features)
-    scaled = (features - features.mean(0)) / features.std(0)
-    theirs = linear.LogisticRegression(C=1.0, tol=1e-8).fit(scaled, labels)
-    np.testing.assert_allclose(own, theirs.predict_proba(scaled)[:, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize(

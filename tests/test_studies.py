@@ -15,6 +15,7 @@ from modeling_implicitrec import (
     encode_splits,
     leave_last_out,
     load_events,
+    load_sequences,
     save_sequences,
     training_columns,
 )
@@ -23,9 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # where scripts find each other
 
 import ablate_model  # noqa: E402
+import evaluate_cold_items  # noqa: E402
 import measure_behaviours  # noqa: E402
 import measure_did_it_happen as happened  # noqa: E402
 import measure_mixers  # noqa: E402
+import measure_objectives  # noqa: E402
 import seed_runs  # noqa: E402
 
 
@@ -175,3 +178,35 @@ def test_an_arm_without_a_change_is_not_run_and_the_base_is_the_base(log, tmp_pa
 def test_a_difference_within_twice_its_error_is_none(mean, error, said):
     found = {"validation difference": {"mean": mean, "error": error}}
     assert ablate_model.verdict(found).startswith(said)
+
+
+def test_the_shelf_holds_the_latest_events_of_new_items_and_what_goes_with_them():
+    rows = [
+        {"input_ids": [6, 1, 2, 5, 3], "timestamps": [0, 1, 2, 10, 11]},
+        {"input_ids": [4, 5, 1], "timestamps": [9, 12, 20]},
+    ]
+    frequency = np.array([1.0, 9.0, 1.0, 4.0, 1.0, 1.0, 1.0])
+    shelf = evaluate_cold_items.Shelf.of(rows, np.array([5, 6]), 1, frequency)
+    assert shelf.counts.tolist() == [0, 1, 0, 1, 0, 2, 0]  # since 10, when the last but one came
+    assert shelf.neighbours[0, :4].tolist() == [2, 4, 1, 3]  # once each or twice, by the root
+    assert not shelf.neighbours[0, 4:].any() and not shelf.neighbours[1].any()
+
+
+def test_the_objectives_are_measured(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_objectives, "RESULTS", tmp_path / "objectives.json")
+    monkeypatch.setattr(measure_objectives, "EPOCHS", (3, 1))
+    words = ["--data_dir", str(log / "small"), "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", ["measure_objectives.py", *words])
+    measure_objectives.main()
+    report = json.loads((tmp_path / "objectives.json").read_text())
+    for run in report["logs"]["small"]:
+        assert list(run["results"]) == list(measure_objectives.ARMS)
+    assert (tmp_path / "objectives.md").read_text().count("| and hidden items |") == 2
+    rows = load_sequences(log / "small" / "sequences")["train"]
+    processor = ImplicitRecProcessor.from_pretrained(log / "small" / "processor")
+    bodies = set()
+    for arm in measure_objectives.ARMS.values():
+        model = measure_objectives.pretrained(processor, rows, arm, seed=0)
+        assert model.objectives is None and not model.config.masked_loss
+        bodies.add(model.model.item_embedding.weight.sum().item())
+    assert len(bodies) == len(measure_objectives.ARMS)  # each objective changes what is learnt
