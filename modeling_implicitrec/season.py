@@ -92,21 +92,33 @@ def season_gain(
     return gain.astype(np.float32)
 
 
-def season_evidence(train: Dataset, vocab_size: int, *, days: float) -> float:
-    """How much better the last days are told by the season before them than without: nats an event.
+def season_evidence(train: Dataset, vocab_size: int, *, days: float, periods: int = 6) -> float:
+    """How much better what follows is told by the season than without it: nats an event.
 
-    Both tell the items of the events in the last `days` by their share of the events before; one raises
-    them by the [`season_gain`] of the days before. 0 where nothing is before the last days.
+    Of each of the last `periods` of so many days, the items are told by their share of the events before,
+    with and without the [`season_gain`] of the days before. The mean over the periods; 0 where nothing is
+    before the last.
     """
     tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
-    last = times > times.max() - DAY * days
-    if last.all():
+    ends = times.max() - DAY * days * np.arange(periods)
+    ends = ends[times.min() <= ends - DAY * days]
+    told = [_told(tokens, times, vocab_size, end=end, days=days) for end in ends]
+    return float(np.mean(told)) if told else 0.0
+
+
+def _told(
+    tokens: np.ndarray, times: np.ndarray, vocab_size: int, *, end: float, days: float
+) -> float:
+    """The nats an event of one period, which ends at `end`."""
+    before = times <= end - DAY * days
+    asked = tokens[~before & (times <= end)]
+    if not len(asked):
         return 0.0
-    before = {"input_ids": [tokens[~last]], "timestamps": [times[~last]]}
-    gain = season_gain(Dataset.from_dict(before), vocab_size, days=days)
-    counts = np.bincount(tokens[~last], minlength=vocab_size) + UNSEEN
+    rows = {"input_ids": [tokens[before]], "timestamps": [times[before]]}
+    gain = season_gain(Dataset.from_dict(rows), vocab_size, days=days)
+    counts = np.bincount(tokens[before], minlength=vocab_size) + UNSEEN
     mean_gain = np.log(np.average(np.exp(gain[1:]), weights=counts[1:]))
-    return float(gain[tokens[last]].mean() - mean_gain)
+    return float(gain[asked].mean() - mean_gain)
 
 
 @torch.no_grad()

@@ -55,9 +55,9 @@ def test_a_large_catalogue_is_sampled_and_a_temporal_test_learns_its_window():
 
 
 def test_what_is_in_season_is_raised_where_the_log_has_seasons():
-    assert settings(window_days=28.0, season=0.02)["season_days"] == 28.0
-    assert "season_days" not in settings(window_days=28.0, season=0.001)
-    assert "season_days" not in settings(season=0.02)
+    assert settings(window_days=28.0, season=0.03)["season_days"] == 28.0
+    assert "season_days" not in settings(window_days=28.0, season=0.01)
+    assert "season_days" not in settings(season=0.03)
 
 
 def test_a_log_without_an_order_is_counted_over_whole_histories():

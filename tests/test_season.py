@@ -69,7 +69,7 @@ def test_evidence_is_what_the_season_tells_of_the_days_after_it():
 
     def evidence(tokens) -> float:
         rows = {"input_ids": [tokens], "timestamps": [(days * DAY).astype(int)]}
-        return season_evidence(Dataset.from_dict(rows), 3, days=10)
+        return season_evidence(Dataset.from_dict(rows), 3, days=10, periods=1)
 
     # before the last ten days (more than 109.5): 40 of item 1, 20 of item 2; the ten before: 20 of 2
     gain = 0.75 * np.log([(0 + 30) / (20 * 40 / 60 + 30), (20 + 30) / (20 * 20 / 60 + 30)])
@@ -77,6 +77,10 @@ def test_evidence_is_what_the_season_tells_of_the_days_after_it():
     assert evidence(items) == pytest.approx(gain[1] - mean, rel=1e-5)
     assert evidence(items) > 0.1
     assert evidence(np.tile([1, 2], 40)) == pytest.approx(0, abs=1e-3)
+    both = {"input_ids": [items], "timestamps": [(days * DAY).astype(int)]}
+    both = [season_evidence(Dataset.from_dict(both), 3, days=10, periods=n) for n in (1, 2)]
+    # of the period before, nothing can be told: until then all had item 1
+    assert both[1] == pytest.approx(both[0] / 2, rel=1e-5)
     once = Dataset.from_dict({"input_ids": [[1, 2]], "timestamps": [[0, DAY]]})
     assert season_evidence(once, 3, days=10) == 0
 
