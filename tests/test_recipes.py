@@ -252,11 +252,13 @@ def test_evaluation_prints_the_baselines_and_writes_the_card(data, trained, caps
 def test_a_refit_learns_from_all_before_the_test_and_is_compared_with_baselines_that_did(
     data, tmp_path, capsys
 ):
-    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "refit": "true"}
+    options = SMALL | {"data_dir": data, "output_dir": tmp_path, "refit": "true", "season_days": 20}
     run("finetune", FINETUNE_BEAUTY[1], *words(options))
     made = json.loads((tmp_path / "training.json").read_text())
     assert made["part"] == "before_test"
     assert "best validation NDCG@10" not in made
+    bias = [weights(f)["head.item_bias.weight"] for f in (tmp_path, tmp_path / "checkpoint-4")]
+    assert np.abs(bias[0] - bias[1])[1:].max() > 0.01  # the season is raised when all is learnt
     path = str(RECIPES / "beauty" / "evaluate.yaml")
     options = {"model": tmp_path, "data_dir": data, "baselines": "[popularity]"}
     with pytest.raises(SystemExit, match="give --train_split before_test"):
