@@ -178,9 +178,7 @@ class DataCollatorForNextItem:
         asked in a temporal split, some of whom were last there long ago.
         """
         times = part["timestamps"]
-        room = np.minimum(
-            np.diff(times), self.target_window
-        ).cumsum()  # of moments, up to each event
+        room = np.minimum(np.diff(times), self.target_window).cumsum()  # seconds to draw from
         drawn = generator.random() * room[-1] if len(room) else 0.0
         cut = int(np.searchsorted(room, drawn, side="right")) + 1
         moment = times[-1]  # of someone who was there once

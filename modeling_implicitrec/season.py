@@ -83,9 +83,22 @@ def season_gain(
     Raises:
         ValueError: for a smoothing that is not positive.
     """
+    tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
+    return _gain(tokens, times, vocab_size, days=days, power=power, smoothing=smoothing)
+
+
+def _gain(
+    tokens: np.ndarray,
+    times: np.ndarray,
+    vocab_size: int,
+    *,
+    days: float,
+    power: float = POWER,
+    smoothing: float = SMOOTHING,
+) -> np.ndarray:
+    """[`season_gain`] of events, `[events]` both."""
     if not smoothing > 0:
         raise ValueError(f"smoothing must be positive, got {smoothing:g}")
-    tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
     latest = np.bincount(tokens[times > times.max() - DAY * days], minlength=vocab_size)
     share = np.bincount(tokens, minlength=vocab_size) / len(tokens)
     gain = power * np.log((latest + smoothing) / (share * latest.sum() + smoothing))
@@ -114,8 +127,7 @@ def _told(
     asked = tokens[~before & (times <= end)]
     if not len(asked):
         return 0.0
-    rows = {"input_ids": [tokens[before]], "timestamps": [times[before]]}
-    gain = season_gain(Dataset.from_dict(rows), vocab_size, days=days)
+    gain = _gain(tokens[before], times[before], vocab_size, days=days)
     counts = np.bincount(tokens[before], minlength=vocab_size) + UNSEEN
     mean_gain = np.log(np.average(np.exp(gain[1:]), weights=counts[1:]))
     return float(gain[asked].mean() - mean_gain)
