@@ -34,9 +34,10 @@ class DataCollatorForNextItem:
 
     In a training row (no `target_ids`) every event gets a label, drawn from what follows it: from the
     events of the next moment, or, with `label_horizon`, from all later events at most so many seconds
-    away. Events of one moment (a basket) never label each other, since their order in the log means
-    nothing. A row longer than `max_length` is cut at a random place. An evaluation row keeps its
-    latest events and its `target_ids`.
+    away. Events of one moment (a basket) do not label each other, since their order in the log may mean
+    nothing; with `within_moments` the label is the very next event, also of the same moment: what a split
+    asks for that holds out the last event of a basket. A row longer than `max_length` is cut at a random
+    place. An evaluation row keeps its latest events and its `target_ids`.
 
     With `target_window`, a training row is cut after a random event instead, and all items of the
     window that follows are its `target_ids`: the question that a temporal split asks. With
@@ -55,6 +56,7 @@ class DataCollatorForNextItem:
         max_length: events a row.
         label_horizon: seconds; 0 for the next moment only.
         moment_ends_only: label only the last event of every moment.
+        within_moments: label every event with the next one of the log, whenever it was.
         target_window: seconds; 0 labels every event.
         collapse_repeats: one event per item, weights added up.
         negative_event_type_ids: event types that are never a label or target.
@@ -72,6 +74,7 @@ class DataCollatorForNextItem:
     max_length: int
     label_horizon: float = 0.0
     moment_ends_only: bool = False
+    within_moments: bool = False
     target_window: float = 0.0
     collapse_repeats: bool = False
     negative_event_type_ids: Sequence[int] = ()
@@ -92,6 +95,12 @@ class DataCollatorForNextItem:
             raise ValueError(
                 f"label_horizon and target_window must not be negative, got {self.label_horizon:g} and "
                 f"{self.target_window:g} seconds"
+            )
+        elsewhere = self.label_horizon or self.moment_ends_only or self.target_window
+        if self.within_moments and elsewhere:
+            raise ValueError(
+                "within_moments labels every event with the next one, so it expects no label_horizon, "
+                "moment_ends_only or target_window"
             )
         both = set(self.target_event_type_ids) & set(self.negative_event_type_ids)
         if both:
@@ -198,12 +207,13 @@ class DataCollatorForNextItem:
         refused = self._of_types(columns, self.negative_event_type_ids)
         choices = [wanted, refused] if self.negative_labels else [wanted]
         chances, starts = self._draw(rows, events, choices)
-        labels, drawn = draw_next(events, wanted, chances[0], self.label_horizon)
+        followed = events.in_order if self.within_moments else events
+        labels, drawn = draw_next(followed, wanted, chances[0], self.label_horizon)
         if self.moment_ends_only:
             moments = events.moments(self.label_horizon)
             labels[:-1][moments[1:] == moments[:-1]] = -100
         if self.negative_labels:
-            negative, _ = draw_next(events, refused, chances[1], self.label_horizon)
+            negative, _ = draw_next(followed, refused, chances[1], self.label_horizon)
             told = (labels != -100) & (negative != labels)
             columns["negative_labels"] = np.where(told, negative, -100)
         columns["labels"] = labels

@@ -21,6 +21,9 @@ TREND_GAIN = 0.2  # share of events that they name and popularity does not, to b
 SEASON = 0.02  # nats an event that the season tells, to be worth raising
 TREND_SAMPLE = 2_000_000  # of a log's latest events, that tell its trend
 LONG = 100  # events from which histories are long
+BASKETS = (
+    0.02  # share of last events that share their moment with the one before, from which it counts
+)
 REPEATS = 0.02  # share of events from which what comes again is a question of its own
 EVALUATION = (
     "eval_strategy: epoch",
@@ -48,6 +51,7 @@ class LogStatistics:
         trend_share: share of the events new to their user whose item somebody had within the last
             `TREND_EVENTS` of everybody.
         season: see [`season_evidence`], for the days of a temporal test.
+        basket_share: people whose last two events are of one moment; 0 where nothing has a time.
         popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
 
@@ -62,6 +66,7 @@ class LogStatistics:
     trend_share: float = 0.0
     popular_share: float = 0.0
     season: float = 0.0
+    basket_share: float = 0.0
 
     @property
     def events_an_item(self) -> float:
@@ -116,8 +121,18 @@ def log_statistics(
         window_days=window_days,
         ordered=ordered,
         season=season,
+        basket_share=basket_share(splits["train"]),
         **trend_shares(splits["train"], tokens, new),
     )
+
+
+def basket_share(train: Dataset) -> float:
+    """Share of the people with two events or more whose last two are of one moment."""
+    if "timestamps" not in train.column_names:
+        return 0.0
+    times, lengths = flatten_column(train, "timestamps")
+    last = np.cumsum(lengths)[lengths > 1] - 1
+    return float((times[last] == times[last - 1]).mean())
 
 
 def trend_shares(train: Dataset, tokens: np.ndarray, new: np.ndarray) -> dict[str, Any]:
@@ -233,6 +248,9 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     decay = (0.5 if ease else 1.0) if sparse else 0.01
     density = f"{log.events_an_item:.3g} events an item"
     prior = []
+    if log.window_days is None and log.basket_share > BASKETS:
+        told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
+        prior.append(Choice("within_moments", True, told))
     if not ease:  # where it was not tried
         first = max(PRIOR_STEPS, steps)
         prior.append(Choice("prior_steps", first, "before histories are known by heart"))

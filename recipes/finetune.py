@@ -86,6 +86,7 @@ class FinetuneArguments:
     )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
+    within_moments: bool = field(default=False, metadata={"help": "label by the next of a basket"})
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
@@ -100,9 +101,7 @@ class FinetuneArguments:
     )
     tune: str = field(default="full", metadata={"help": "or frozen (body), or lora"})
     lora_rank: int = field(default=8, metadata={"help": "of the adapters, merged at the end"})
-    use_item_features: bool = field(
-        default=False, metadata={"help": "items have content: what describe.py wrote"}
-    )
+    use_item_features: bool = field(default=False, metadata={"help": "what describe.py wrote"})
     use_platforms: bool = field(default=False, metadata={"help": "tell platforms apart"})
     row_wise_optimizer: bool = field(
         default=False, metadata={"help": "update only items that a step reads; for sampled losses"}
@@ -219,6 +218,7 @@ def build_collator(args: FinetuneArguments, training, model, processor) -> DataC
         model.config,
         label_horizon=args.label_horizon_days * 86_400,
         moment_ends_only=args.moment_ends_only,
+        within_moments=args.within_moments,
         target_window=args.target_window_days * 86_400,
         negative_labels=bool(model.config.negative_event_loss),
         num_folds=args.cooccurrence_folds,

@@ -50,6 +50,16 @@ def test_a_basket_never_labels_itself():
     assert ends[3].item() == -100
 
 
+def test_within_moments_the_next_event_of_the_basket_is_the_label():
+    collator = DataCollatorForNextItem(10, within_moments=True)
+    histories = [row([1, 2, 3, 4], [10, 10, 10, 20]), row([5, 6], [20, 20])]
+    batch = collator(histories)
+    assert batch["labels"].tolist() == [[2, 3, 4], [6, -100, -100]]
+    assert batch["timestamps"].tolist() == [[10, 10, 10], [20, 0, 0]]  # the model still reads them
+    with pytest.raises(ValueError, match="within_moments"):
+        DataCollatorForNextItem(10, within_moments=True, label_horizon=60.0)
+
+
 def test_the_horizon_bounds_the_label():
     collator = DataCollatorForNextItem(10, label_horizon=15)
     history = row([1, 2, 3], [10, 20, 40])

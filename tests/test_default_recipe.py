@@ -54,6 +54,16 @@ def test_a_large_catalogue_is_sampled_and_a_temporal_test_learns_its_window():
     assert settings(window_days=28.0)["target_window_days"] == 28.0
 
 
+def test_who_holds_out_the_last_of_a_basket_learns_what_follows_in_it():
+    times = [[0, 5, 5], [1, 2], [7, 7], [3]]
+    train = Dataset.from_dict({"input_ids": [[1, 2, 3], [2, 3], [1, 3], [2]], "timestamps": times})
+    log = log_statistics(DatasetDict(train=train), 4)
+    assert log.basket_share == pytest.approx(2 / 3)
+    assert settings(basket_share=0.5)["within_moments"]
+    assert "within_moments" not in settings(basket_share=0.01)
+    assert "within_moments" not in settings(basket_share=0.5, window_days=28.0)
+
+
 def test_what_is_in_season_is_raised_where_the_log_has_seasons():
     assert settings(window_days=28.0, season=0.03)["season_days"] == 28.0
     assert "season_days" not in settings(window_days=28.0, season=0.01)
