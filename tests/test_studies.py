@@ -10,7 +10,10 @@ import pytest
 
 from modeling_implicitrec import (
     EventSchema,
+    ImplicitRecConfig,
+    ImplicitRecForScoring,
     ImplicitRecProcessor,
+    ModelScorer,
     build_sequences,
     encode_splits,
     leave_last_out,
@@ -29,6 +32,7 @@ import measure_behaviours  # noqa: E402
 import measure_did_it_happen as happened  # noqa: E402
 import measure_mixers  # noqa: E402
 import measure_objectives  # noqa: E402
+import measure_replay  # noqa: E402
 import seed_runs  # noqa: E402
 
 
@@ -210,3 +214,41 @@ def test_the_objectives_are_measured(log, tmp_path, monkeypatch):
         assert model.objectives is None and not model.config.masked_loss
         bodies.add(model.model.item_embedding.weight.sum().item())
     assert len(bodies) == len(measure_objectives.ARMS)  # each objective changes what is learnt
+
+
+def test_a_replay_asks_each_moment_with_what_was_there_before_it():
+    log = [
+        {"input_ids": np.array([1, 2, 4, 3]), "timestamps": np.array([10, 20, 30, 30])},
+        {"input_ids": np.array([4, 2]), "timestamps": np.array([25, 40])},
+    ]
+    asked = list(measure_replay.questions(log, 20))
+    told = [
+        (row["input_ids"].tolist(), row["query_time"], row["target_ids"].tolist()) for row in asked
+    ]
+    assert told == [([1], 20, [2]), ([1, 2], 30, [3, 4]), ([4], 40, [2])]
+    processor = ImplicitRecProcessor.fit({"item_id": ["a", "a", "b", "b", "c"]})
+    processor.add_items(["d"])
+    first_had, neighbours = measure_replay.meet_new_items(log, 4, processor)
+    assert first_had.tolist() == [0, 0, 0, 0, 25]
+    assert neighbours.tolist() == [[1, 2, 3, 0, 0]]  # who had it first had nothing: what is popular
+
+
+def test_a_step_of_a_replay_knows_what_it_is_told():
+    model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=5, use_query_time=True)).eval()
+    first_had = np.array([0, 0, 0, 0, 25])
+    replay = measure_replay.Replay([], [], 15, first_had, np.zeros((1, 5), dtype=np.int64))
+    row = {"input_ids": np.array([1, 2]), "timestamps": np.array([10, 20])}
+    rows = [row | {"query_time": time, "target_ids": [3]} for time in (25, 26)]
+
+    def score(name):
+        return measure_replay.Step(name, model, replay, **measure_replay.STEPS[name]).score(rows)
+
+    before, own, everybody, all_of_it = map(score, measure_replay.STEPS)
+    for scores in (before, own, everybody):
+        assert np.isinf(scores[:, 4]).all()
+    assert np.isinf(all_of_it[0, 4]) and np.isfinite(
+        all_of_it[1, 4]
+    )  # not at its first event itself
+    early = {name: values[:1] for name, values in row.items()}
+    expected = ModelScorer(model).score([early])[0].numpy()
+    assert np.allclose(before[0, :4], expected[:4]) and not np.allclose(before[0, :4], own[0, :4])
