@@ -1,5 +1,6 @@
 """Training settings that follow from a log's statistics, written as a recipe with its reasons."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,8 +92,9 @@ def log_statistics(
     *,
     window_days: float | None = None,
     ordered: bool = True,
+    negative_event_type_ids: Sequence[int] = (),
 ) -> LogStatistics:
-    """The statistics of encoded sequences.
+    """The statistics of encoded sequences; of negative types, such as returns, no season is told.
 
     Raises:
         ValueError: if no person of the training part has two events.
@@ -111,7 +113,12 @@ def log_statistics(
     new = first_events(tokens, owners)
     season = 0.0
     if window_days is not None and "timestamps" in splits["train"].column_names:
-        season = season_evidence(splits["train"], vocab_size, days=window_days)
+        season = season_evidence(
+            splits["train"],
+            vocab_size,
+            days=window_days,
+            negative_event_type_ids=negative_event_type_ids,
+        )
     return LogStatistics(
         users=len(lengths),
         events=len(tokens),

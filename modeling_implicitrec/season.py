@@ -1,5 +1,7 @@
 """What is in season: items of which the last days had more than their share, raised in a trained model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -105,14 +107,24 @@ def _gain(
     return gain.astype(np.float32)
 
 
-def season_evidence(train: Dataset, vocab_size: int, *, days: float, periods: int = 6) -> float:
+def season_evidence(
+    train: Dataset,
+    vocab_size: int,
+    *,
+    days: float,
+    periods: int = 6,
+    negative_event_type_ids: Sequence[int] = (),
+) -> float:
     """How much better what follows is told by the season than without it: nats an event.
 
     Of each of the last `periods` of so many days, the items are told by their share of the events before,
     with and without the [`season_gain`] of the days before. The mean over the periods; 0 where nothing is
-    before the last.
+    before the last. Events of negative types are not counted, as [`fit_season`] does not.
     """
+    train = positive_events(train, negative_event_type_ids)
     tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
+    if not len(times):
+        return 0.0
     ends = times.max() - DAY * days * np.arange(periods)
     ends = ends[times.min() <= ends - DAY * days]
     told = [_told(tokens, times, vocab_size, end=end, days=days) for end in ends]

@@ -289,7 +289,11 @@ def write_recipe(args: PrepareArguments, events, encoded, processor, folder: Pat
         return
     window = args.test_days if args.split == "temporal" else None
     log = log_statistics(
-        encoded, processor.vocab_size, window_days=window, ordered=events.made.ordered
+        encoded,
+        processor.vocab_size,
+        window_days=window,
+        ordered=events.made.ordered,
+        negative_event_type_ids=processor.negative_event_type_ids,
     )
     output = Path("outputs", Path(args.output_dir).name)
     chosen = write_default_recipe(folder, log, data_dir=args.output_dir, output_dir=output)

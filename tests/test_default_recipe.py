@@ -1,7 +1,11 @@
 """Settings that follow from a log."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
@@ -15,6 +19,7 @@ from modeling_implicitrec import (
     write_default_recipe,
 )
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHOP = LogStatistics(22_363, 131_413, 12_068, long_length=15, repeat_share=0.0)
 
 
@@ -68,6 +73,25 @@ def test_what_is_in_season_is_raised_where_the_log_has_seasons():
     assert settings(window_days=28.0, season=0.03)["season_days"] == 28.0
     assert "season_days" not in settings(window_days=28.0, season=0.01)
     assert "season_days" not in settings(season=0.03)
+
+
+def test_what_people_refuse_for_a_while_makes_no_season(tmp_path, monkeypatch):
+    """Every forty days they hide another item; what is taken is the same all the time."""
+    place = np.arange(4000)  # twenty a day
+    hidden, day = place % 2 == 1, place // 20
+    log = pd.DataFrame({"user_id": place % 20, "timestamp": 86_400 * day})
+    log["item_id"] = np.where(hidden, day // 40, place // 2 % 9)
+    log["event_type"] = np.where(hidden, "hide", "take")
+    log.to_csv(tmp_path / "log.csv", index=False)
+    for negative in ("[]", "[hide]"):
+        folder = tmp_path / negative
+        words = f"prepare.py --source {tmp_path / 'log.csv'} --output_dir {folder} --split temporal"
+        words += f" --test_days 20 --report_page false --negative_event_types {negative}"
+        words = [*words.split(), "--columns", "{event_type: event_type}"]
+        monkeypatch.setattr("sys.argv", words)
+        runpy.run_path(str(RECIPES / "prepare.py"), run_name="__main__")
+        chosen = yaml.safe_load((folder / "finetune.yaml").read_text())
+        assert ("season_days" in chosen) == (negative == "[]")
 
 
 def test_a_log_without_an_order_is_counted_over_whole_histories():

@@ -85,6 +85,29 @@ def test_evidence_is_what_the_season_tells_of_the_days_after_it():
     assert season_evidence(once, 3, days=10) == 0
 
 
+def test_evidence_is_of_the_events_that_a_season_counts():
+    """What is hidden changes with the days, what is taken does not; the other way round it does."""
+    days = np.repeat(np.arange(100), 2)
+    changing = np.where(np.arange(100) < 60, 1, 2)
+    items = np.stack([changing, np.arange(100) % 2 + 1], axis=1).ravel()
+    rows = {
+        "input_ids": [items],
+        "timestamps": [days * DAY],
+        "event_type_ids": [[2, 1] * 100],
+    }
+
+    def evidence(negative: list[int]) -> float:
+        train = Dataset.from_dict(rows)
+        return season_evidence(train, 3, days=20, periods=1, negative_event_type_ids=negative)
+
+    assert evidence([2]) == pytest.approx(0, abs=1e-3)
+    assert evidence([1]) > evidence([]) > 0.02
+    alone = {name: [np.asarray(values[0])[::2]] for name, values in rows.items()}
+    changed = season_evidence(Dataset.from_dict(alone), 3, days=20, periods=1)
+    assert evidence([1]) == pytest.approx(changed)
+    assert evidence([1, 2]) == 0
+
+
 def test_what_has_no_season_is_refused_by_name():
     rows = Dataset.from_dict(ROWS)
     with pytest.raises(ValueError, match="without num_trend_events"):
