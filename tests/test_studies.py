@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 
 from modeling_implicitrec import (
     EventSchema,
@@ -16,10 +18,12 @@ from modeling_implicitrec import (
     ModelScorer,
     build_sequences,
     encode_splits,
+    fit_season,
     leave_last_out,
     load_events,
     load_sequences,
     save_sequences,
+    temporal_split,
     training_columns,
 )
 
@@ -33,7 +37,30 @@ import measure_did_it_happen as happened  # noqa: E402
 import measure_mixers  # noqa: E402
 import measure_objectives  # noqa: E402
 import measure_replay  # noqa: E402
+import measure_season  # noqa: E402
 import seed_runs  # noqa: E402
+
+DAY = 86_400
+
+
+@pytest.fixture
+def seasonal(tmp_path) -> Path:
+    """A recipe of a prepared log in which four weeks have three items of twelve of their own."""
+    draw, rows = np.random.default_rng(0), []
+    for day in range(112):
+        for _ in range(12):
+            item = draw.integers(12) if draw.random() < 0.3 else day // 28 * 3 + draw.integers(3)
+            rows.append((draw.integers(40), f"item {item}", 1_600_000_000 + DAY * day))
+    events = load_events(pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]))
+    splits = temporal_split(build_sequences(events), test_seconds=14 * DAY)
+    processor = ImplicitRecProcessor.fit(training_columns(splits["train"]))
+    save_sequences(encode_splits(splits, processor), tmp_path / "sequences")
+    processor.save_pretrained(tmp_path / "processor")
+    prepared = {"split": "temporal", "test_days": 14.0}
+    (tmp_path / "prepare.json").write_text(json.dumps(prepared))
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump({"data_dir": str(tmp_path)}))
+    (tmp_path / "evaluate.yaml").write_text("protocols: [all]")
+    return tmp_path / "finetune.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +186,41 @@ def test_the_mixers_are_measured(log, tmp_path, monkeypatch):
     for kind in measure_mixers.KINDS:
         assert all(len(found["test"]) == 1 for found in report["kinds"][kind].values())
         assert "against attention" in report["kinds"][kind]["gru"]
+
+
+def test_seasons_are_measured_as_they_would_be_fitted(seasonal, tmp_path, monkeypatch):
+    world = measure_season.World.read(seasonal)
+
+    def untrained(seed: int) -> ImplicitRecForScoring:
+        torch.manual_seed(seed)
+        size = world.log.processor.vocab_size
+        model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=size, hidden_size=16))
+        model.fit_item_counts(world.log.processor.item_counts)
+        return model
+
+    def train(world, seed: int, output: Path) -> None:
+        untrained(seed).save_pretrained(output)
+        world.log.processor.save_pretrained(output)
+
+    monkeypatch.setattr(measure_season, "train", train)
+    words = ["--recipes", f"[{seasonal}]", "--seeds", "[0, 1]", "--windows", "[1]"]
+    words += ["--work_dir", str(tmp_path / "work"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["measure_season.py", *words])
+    measure_season.main()
+    (report,) = json.loads((tmp_path / "season.json").read_text())["logs"].values()
+    found, rows = report["questions"]["all"], world.log.splits["validation"]
+    for seed in (0, 1):
+        model = untrained(seed)
+        values = [seed_runs.ndcg(ModelScorer(model), world.log, rows, repeats=True)]
+        for settings in ({}, {"power": 1.0, "smoothing": 10.0}):
+            fitted = untrained(seed)
+            fit_season(fitted, world.taken, days=14, **settings)
+            values.append(seed_runs.ndcg(ModelScorer(fitted), world.log, rows, repeats=True))
+        names = [found["without"], found["own"], found["grid"]["14 days, smoothing 10, power 1"]]
+        assert [one[seed] for one in names] == pytest.approx([v.mean() for v in values], abs=1e-5)
+    assert found["difference"]["mean"] > 0 and report["evidence"]["14"] > 0.02
+    page = (tmp_path / "season.md").read_text()
+    assert page.count("| 14 days, smoothing ") == 3 and "| **" in page
 
 
 def test_an_arm_without_a_change_is_not_run_and_the_base_is_the_base(log, tmp_path, monkeypatch):
