@@ -188,6 +188,7 @@ class ImplicitRecForSequenceClassification(ImplicitRecPreTrainedModel):
         if kind is None:
             kind = self.config.problem_type = self._problem_type(labels)
         if kind == "single_label_classification":
+            self._check_classes(labels, len(logits))
             return F.cross_entropy(logits, labels)
         if labels.numel() != logits.numel():
             raise ValueError(
@@ -197,6 +198,15 @@ class ImplicitRecForSequenceClassification(ImplicitRecPreTrainedModel):
         if kind == "regression":
             return F.mse_loss(logits, wanted)
         return F.binary_cross_entropy_with_logits(logits, wanted)
+
+    def _check_classes(self, labels: Tensor, rows: int) -> None:
+        if list(labels.shape) != [rows] or labels.is_floating_point():
+            got = f"{list(labels.shape)} of {labels.dtype}"
+            raise ValueError(f"labels must be [{rows}] classes, of torch.long, got {got}")
+        known, classes = labels[labels != -100], self.classifier.out.out_features
+        if known.numel() and not 0 <= known.min() <= known.max() < classes:
+            got = f"{int(known.min())} to {int(known.max())}"
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {got}")
 
     def _problem_type(self, labels: Tensor) -> Any:
         if self.num_labels == 1:

@@ -33,16 +33,17 @@ def event_weights(
             f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
             f"{config.max_position_embeddings}; keep the most recent ones"
         )
+    for name, given in (("attention_mask", attention_mask), ("input_weights", input_weights)):
+        if given is not None and given.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids {list(input_ids.shape)}, "
+                f"got {list(given.shape)}"
+            )
     present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
     if attention_mask is not None:
         present = present & attention_mask.bool()
     if input_weights is None:
         return present.float()
-    if input_weights.shape != input_ids.shape:
-        raise ValueError(
-            f"input_weights must have the shape of input_ids {list(input_ids.shape)}, "
-            f"got {list(input_weights.shape)}"
-        )
     weights = input_weights.float()
     if not torch.compiler.is_compiling() and not (torch.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("input_weights must be finite and not negative")

@@ -29,7 +29,8 @@ from .pretrained_implicitrec import ImplicitRecPreTrainedModel
 from .state_implicitrec import (
     Columns,
     UserState,
-    check_ids,
+    check_answers,
+    check_candidates,
     event_columns,
     refuse_labels,
     update_state,
@@ -127,8 +128,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         """Scores after the last event, and the loss where labels are given.
 
         Args:
-            input_ids: `[batch, length]`, with the other inputs of [`ImplicitRecModel`]; may be left out
-                where a `cache` holds all events.
+            input_ids: `[batch, length]`, as [`ImplicitRecModel`] takes it; none where a `cache` holds all.
             labels: `[batch, length]` item tokens, -100 ignored (next item); or, with
                 `candidate_ids`, `[batch, candidates]` of 0 and 1 (did it happen?).
             label_weights: of the shape of `labels`, not negative.
@@ -136,8 +136,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             target_ids: `[batch, targets]` all right answers for what follows the last event, in any
                 order; not positive ones are ignored. The loss is their mean cross-entropy.
             query_time: `[batch]`, or as `labels`, seconds: when it is asked (`use_query_time`), or 0.
-            fold_ids: `[batch]` group of each user, read while training with cross-fitted
-                co-occurrences (see [`~ImplicitRecForScoring.fit_cooccurrences`]).
+            fold_ids: `[batch]` group of each user, see [`~ImplicitRecForScoring.fit_cooccurrences`].
             negative_labels: `[batch, length]` items that a label is to be put above, -100 for none; read
                 where the configuration has a `negative_event_loss`.
             num_items_in_batch: labels of the whole step, over processes and accumulated batches; the
@@ -145,14 +144,14 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
             cache: the state of the same users, whose events these follow in time.
             use_cache: also give the state after these events; labels have no place beside it.
         """
-        given: Any
         given = (input_ids, input_weights, event_type_ids, timestamps, attention_mask, platform_ids)
         if cache is not None or use_cache or input_ids is None:
             refuse_labels(labels, target_ids)
             return self._step(given, cache, candidate_ids, query_time)
         hidden = self.model(*given).last_hidden_state
-        batch = self._prior_inputs(event_columns(self.config, *given), query_time)
+        batch = self._prior_inputs(event_columns(self.config, input_ids, *given[1:]), query_time)
         batch |= {"fold_ids": fold_ids, "negative_labels": negative_labels}
+        check_answers(self.config, batch, labels, label_weights, target_ids, candidate_ids)
         loss, logits, pointwise = None, None, candidate_ids is not None
         if labels is not None and not pointwise:
             loss = self._next_item_loss(hidden, batch, labels, label_weights, num_items_in_batch)
@@ -259,7 +258,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
     def _last_scores(
         self, states: Tensor, batch: dict, candidate_ids: Tensor | None = None
     ) -> Tensor:
-        check_ids("candidate_ids", candidate_ids, vocab_size=self.config.vocab_size)
+        check_candidates(candidate_ids, states, self.config.vocab_size)
         states, history = self._at_last(states, batch)
         scores = self.head(states, self.item_table(), history, candidate_ids)
         if self.config.exclude_seen and candidate_ids is None:
@@ -327,9 +326,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         Args:
             state: of the same users; none for their first events.
             stride: events that go at once, the oldest ones, when there are more than
-                `max_position_embeddings`: a quarter of these by default, so that the steps in between
-                stay cheap. With 1 a state always holds the latest `max_position_embeddings` events, and
-                every step of a full one computes them all.
+                `max_position_embeddings`: a quarter of these by default, so that most steps stay cheap.
+                With 1 a state always holds the latest, and every step of a full one computes them all.
             events: `[batch, length]` inputs of [`ImplicitRecModel`] by name, padded where users have
                 fewer new events.
 

@@ -172,10 +172,7 @@ def event_columns(
     given = {name: values for name, values in others.items() if values is not None}
     columns = {"input_ids": input_ids, "input_weights": weights, **given}
     for name, values in given.items():
-        if values.shape != input_ids.shape:
-            raise ValueError(
-                f"{name} must have the shape of input_ids {list(input_ids.shape)}, got {list(values.shape)}"
-            )
+        check_shape(name, values, "input_ids", input_ids)
     check_ids("input_ids", input_ids, vocab_size=config.vocab_size)
     check_ids("event_type_ids", event_type_ids, num_event_types=config.num_event_types)
     if config.num_platforms > 1:  # else they are not read
@@ -197,6 +194,78 @@ def check_ids(name: str, ids: Tensor | None, **size: int) -> None:
     if least < 0 or largest >= rows:
         raise ValueError(
             f"{name} must lie in 0..{rows - 1}, with a {key} of {rows}; got {int(least)} to {int(largest)}"
+        )
+
+
+def check_shape(name: str, values: Tensor, other: str, like: Tensor) -> None:
+    """Raise `ValueError` for values of another shape than those of the other name."""
+    if values.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other} {list(like.shape)}, got {list(values.shape)}"
+        )
+
+
+def check_lists(name: str, ids: Tensor | None, like: Tensor) -> None:
+    """Raise `ValueError` for ids that are not `[batch, any number]`, for the batch of another tensor."""
+    if ids is not None and (ids.dim() != 2 or len(ids) != len(like)):
+        raise ValueError(f"{name} must be [{len(like)}, any number], got {list(ids.shape)}")
+
+
+def check_candidates(ids: Tensor | None, states: Tensor, vocab_size: int) -> None:
+    """Raise `ValueError` for `candidate_ids` that are not `[batch, candidates]` of tokens."""
+    if not torch.compiler.is_compiling():
+        check_lists("candidate_ids", ids, states)
+    check_ids("candidate_ids", ids, vocab_size=vocab_size)
+
+
+def check_answers(
+    config: ImplicitRecConfig,
+    batch: Mapping[str, Tensor | None],
+    labels: Tensor | None,
+    label_weights: Tensor | None,
+    target_ids: Tensor | None,
+    candidate_ids: Tensor | None,
+) -> None:
+    """Raise `ValueError` for labels, and what goes with them, of other shapes than asked for, or no items.
+
+    Args:
+        batch: `input_ids`, and where they were given `negative_labels`, `fold_ids` and `query_time`.
+    """
+    inputs = batch["input_ids"]
+    if inputs is None or torch.compiler.is_compiling():
+        return
+    check_lists("target_ids", target_ids, inputs)
+    other, like = "input_ids", inputs
+    if candidate_ids is not None:
+        other, like = "candidate_ids", candidate_ids
+    negative = batch["negative_labels"]
+    named = {"labels": labels, "label_weights": label_weights, "negative_labels": negative}
+    for name, values in named.items():
+        if values is not None:
+            check_shape(name, values, other, like)
+    users, asked, folds = inputs.shape[:1], batch["query_time"], batch["fold_ids"]
+    if folds is not None and folds.shape != users:
+        raise ValueError(f"fold_ids must be {list(users)}, got {list(folds.shape)}")
+    if asked is not None and asked.shape not in (users, inputs.shape):
+        known = f"{list(users)} or {list(inputs.shape)}"
+        raise ValueError(f"query_time must be {known}, got {list(asked.shape)}")
+    if labels is not None and candidate_ids is None:
+        check_items("labels", labels, labels == -100, config.vocab_size)
+    for name, values in (("negative_labels", negative), ("target_ids", target_ids)):
+        if values is not None:
+            check_items(name, values, values < 1, config.vocab_size)
+
+
+def check_items(name: str, ids: Tensor, ignored: Tensor, vocab_size: int) -> None:
+    """Raise `ValueError` for ids, not ignored, that are no items; looks as [`check_ids`] does."""
+    if ids.is_floating_point():
+        raise ValueError(f"{name} must be item tokens, of torch.long, got {ids.dtype}")
+    if not ids.numel() or (ids.device.type != "cpu" and torch.is_grad_enabled()):
+        return
+    least, largest = torch.aminmax(ids.masked_fill(ignored, 1))
+    if least < 1 or largest >= vocab_size:
+        raise ValueError(
+            f"{name} must lie in 1..{vocab_size - 1}, or be -100; got {int(least)} to {int(largest)}"
         )
 
 

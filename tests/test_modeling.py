@@ -260,6 +260,9 @@ def test_ids_and_shapes_that_fit_no_table_are_named(inputs, told):
 def test_candidates_that_are_no_items_are_named():
     with pytest.raises(ValueError, match="candidate_ids .* got 5 to 31"):
         tiny().recommend(torch.tensor([[3]]), candidate_ids=torch.tensor([[5, 31]]))
+    for given in ([5, 7], [[5], [7]]):
+        with pytest.raises(ValueError, match=r"candidate_ids must be \[1, any number\], got \[2"):
+            tiny().recommend(torch.tensor([[3]]), candidate_ids=torch.tensor(given))
 
 
 def test_bad_shapes_and_configurations_are_refused():
