@@ -10,7 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .activity_regression import ActivityRegression
 from .adapters import add_lora, choose_tuning, freeze_body, merge_lora
-from .arguments import parse_arguments, run_recipe
+from .arguments import check_numbers, parse_arguments, run_recipe
 from .baselines import (
     ALS,
     EASE,
@@ -229,6 +229,7 @@ __all__ = [
     "build_sequences",
     "catalogue_processor",
     "check_private",
+    "check_numbers",
     "check_season",
     "choose_tuning",
     "collapse_repeats",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import operator
 import re
 import sys
 import traceback
@@ -13,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 class _Option(NamedTuple):
@@ -73,6 +76,30 @@ def parse_arguments(*dataclass_types: type, args: Sequence[str] | None = None) -
         owner(**{key: value for key, value in values.items() if options[key].owner is owner})
         for owner in dataclass_types
     )
+
+
+def check_numbers(arguments: object, *bounds: str) -> None:
+    """Refuse a number that is out of its bounds, by the name that its user gave it.
+
+    Args:
+        arguments: whose attributes are checked; of a list each number, and of `None` nothing.
+        bounds: such as `"days steps >= 0"`: attributes, one of `> >= < <=`, and a number.
+
+    Raises:
+        ValueError: for the first bound that does not hold; NaN is within none.
+
+    >>> from types import SimpleNamespace
+    >>> check_numbers(SimpleNamespace(ks=[5, 0], seed=None), "ks >= 1", "seed >= 0")
+    Traceback (most recent call last):
+    ValueError: ks must be >= 1, got [5, 0]
+    """
+    for bound in bounds:
+        *names, sign, limit = bound.split()
+        for name in names:
+            given = getattr(arguments, name)
+            numbers = given if isinstance(given, list) else [given]
+            if not all(one is None or COMPARISONS[sign](one, float(limit)) for one in numbers):
+                raise ValueError(f"{name} must be {sign} {limit}, got {given!r}")
 
 
 def run_recipe(main: Callable[[], None]) -> None:

@@ -243,7 +243,9 @@ class ImplicitRecConfig(PreTrainedConfig):
 
     def _check_evidence(self) -> None:
         """Raise `ValueError` where the terms for content, gaps and negative events do not fit."""
-        for name in ("item_feature_size", "user_feature_size"):
+        none: tuple[str, ...] = ("item_feature_size", "user_feature_size", "num_hidden_layers")
+        none += ("num_cooccurrences", "num_trend_events", "negative_event_loss", "masked_loss")
+        for name in (*none, "event_type_loss", "gap_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.use_item_ids and not (self.item_feature_size and self.tie_word_embeddings):

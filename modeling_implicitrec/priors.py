@@ -71,6 +71,8 @@ def fit_priors(
         return
     if source not in ("sequence", "ease"):
         raise ValueError(f"source must be 'sequence' or 'ease', got {source!r}")
+    if folds == 1 or folds < 0:
+        raise ValueError(f"folds must be 0, for none, or at least 2, got {folds}")
     if weighted and folds < 2:
         raise ValueError(f"weighted pairs need folds of at least 2, got {folds}")
 

@@ -30,6 +30,7 @@ from modeling_implicitrec import (
     answer_metrics,
     ask,
     ask_table,
+    check_numbers,
     choose_tuning,
     load_sequences,
     merge_lora,
@@ -63,6 +64,10 @@ class ClassifyArguments:
     from_checkpoint: str = field(default="", metadata={"help": "folder or Hub name to start from"})
     tune: str = field(default="full", metadata={"help": "or frozen (body), or lora"})
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: never"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "days > 0", "max_moments >= 1")
+        check_numbers(self, "active_days early_stopping_patience >= 0")
 
 
 Parts = dict[str, AskedRows]

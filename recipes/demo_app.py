@@ -12,6 +12,7 @@ from pathlib import Path
 import modeling_implicitrec
 from modeling_implicitrec import (
     Showcase,
+    check_numbers,
     load_checkpoint,
     load_sequences,
     parse_arguments,
@@ -60,6 +61,9 @@ class DemoArguments:
     space_dir: str | None = field(
         default=None, metadata={"help": "write a Space here instead of serving"}
     )
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "users recent >= 1", "port >= 0", "port < 65536")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
     ModelScorer,
+    check_numbers,
     did_it_happen,
     evaluate,
     evaluate_by_history_length,
@@ -61,6 +62,9 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "of the unseen events drawn"})
     push_to_hub: bool = field(default=False, metadata={"help": "push the evaluated folder"})
     hub_model_id: str = field(default="", metadata={"help": "user/name to push to"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "ks >= 1", "history_lengths >= 0", "seed >= 0")
 
 
 def main() -> None:

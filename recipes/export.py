@@ -12,6 +12,7 @@ import numpy as np
 from modeling_implicitrec import (
     ModelScorer,
     OnnxScorer,
+    check_numbers,
     evaluate,
     export_onnx,
     load_checkpoint,
@@ -34,6 +35,9 @@ class ExportArguments:
     seen: str = field(default="keep", metadata={"help": "keep or exclude items of the history"})
     max_users: int = field(default=2000, metadata={"help": "users measured, the first ones"})
     threads: int = field(default=1, metadata={"help": "of ONNX Runtime"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "max_users threads >= 1")
 
 
 def main() -> None:

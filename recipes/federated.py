@@ -33,6 +33,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     SequenceRows,
     average_weights,
+    check_numbers,
     fit_priors,
     load_sequences,
     load_shared_weights,
@@ -55,6 +56,9 @@ class FederatedArguments:
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
     engine: str = field(default="flower", metadata={"help": "or here: in this process"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "rounds >= 1", "target_window_days >= 0")
 
 
 @dataclass(frozen=True)

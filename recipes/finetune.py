@@ -36,6 +36,7 @@ from modeling_implicitrec import (
     RunRecord,
     SequenceRows,
     SettleCallback,
+    check_numbers,
     check_private,
     check_season,
     choose_tuning,
@@ -65,9 +66,7 @@ class FinetuneArguments:
 
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
-    cooccurrence_source: str = field(
-        default="sequence", metadata={"help": "what follows in a sequence, or ease weights"}
-    )
+    cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
     recent_days: float = field(
         default=0.0, metadata={"help": "EASE, and counts of users, learn these last days; 0: all"}
     )
@@ -93,9 +92,7 @@ class FinetuneArguments:
     season_days: float = field(
         default=0.0, metadata={"help": "at the end raise what these last days had more of; 0: not"}
     )
-    from_checkpoint: str = field(
-        default="", metadata={"help": "folder or Hub name to start from; its settings are kept"}
-    )
+    from_checkpoint: str = field(default="", metadata={"help": "to start from; its settings stay"})
     namespace: str | None = field(
         default=None, metadata={"help": "of this log's items in a checkpoint of pretrain.py"}
     )
@@ -106,9 +103,7 @@ class FinetuneArguments:
     row_wise_optimizer: bool = field(
         default=False, metadata={"help": "update only items that a step reads; for sampled losses"}
     )
-    refit: bool = field(
-        default=False, metadata={"help": "learn from all before the test, without evaluation"}
-    )
+    refit: bool = field(default=False, metadata={"help": "learn from all before the test"})
     prior_steps: int = field(
         default=0, metadata={"help": "the prior's numbers learn in these steps only; 0: in all"}
     )
@@ -123,13 +118,19 @@ class FinetuneArguments:
     dp_count_noise: float = field(
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
-    license: str | None = field(
-        default=None, metadata={"help": "of the weights, such as mit; else the card claims none"}
-    )
+    license: str | None = field(default=None, metadata={"help": "of the weights, such as mit"})
     early_stopping_patience: int = field(
         default=0, metadata={"help": "evaluations without a better one; 0: never stop early"}
     )
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "recent_days season_days label_horizon_days target_window_days >= 0")
+        check_numbers(self, "cooccurrence_folds label_weight_power prior_steps prior_dropout >= 0")
+        check_numbers(self, "early_stopping_patience dp_epsilon dp_count_noise >= 0")
+        check_numbers(
+            self, "lora_rank >= 1", "prior_dropout dp_delta < 1", "dp_delta dp_clip_norm > 0"
+        )
 
 
 def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:

@@ -31,6 +31,7 @@ from modeling_implicitrec import (
     append_events,
     build_sequences,
     catalogue_processor,
+    check_numbers,
     drop_rare_items,
     encode_splits,
     hide_secrets,
@@ -113,6 +114,10 @@ class PrepareArguments:
     pseudonym_key: str = field(
         default="", metadata={"help": "file of the key, made where missing; none: drawn, forgotten"}
     )
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "min_item_users >= 1")
+        check_numbers(self, "test_days half_life_days completion_cap max_weight > 0")
 
 
 def read_source(source: str | list | dict) -> tuple[Any, pd.DataFrame | None]:
@@ -241,6 +246,8 @@ def fit_processor(args: PrepareArguments, train: Dataset) -> ImplicitRecProcesso
     factors = dict(args.event_type_weights)
     if args.learn_weights:
         options = dict(args.learn_weights)
+        if missing := sorted({"target", "horizon_days"} - options.keys()):
+            raise SystemExit(f"learn_weights needs {missing}, got {options}")
         horizon = options.pop("horizon_days") * DAY
         learned = learn_event_weights(train, horizon=horizon, **options)
         print(learned)

@@ -27,6 +27,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     JoinedLogs,
     SequenceRows,
+    check_numbers,
     compute_hit_metrics,
     fit_priors,
     join_logs,
@@ -49,6 +50,9 @@ class PretrainArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "target_window_days >= 0")
 
 
 def load(args: PretrainArguments) -> JoinedLogs:

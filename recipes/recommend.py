@@ -19,6 +19,7 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     batch_histories,
+    check_numbers,
     fit_trend,
     load_checkpoint,
     load_sequences,
@@ -50,6 +51,9 @@ class RecommendArguments:
     )
     shard_users: int = field(default=20_000, metadata={"help": "users of one shard"})
     batch_size: int = field(default=256, metadata={"help": "users scored at one time"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "top_k shard_users batch_size >= 1", "recent query_time >= 0")
 
 
 def main() -> None:

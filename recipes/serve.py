@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from modeling_implicitrec import hide_secrets, parse_arguments, run_recipe
+from modeling_implicitrec import check_numbers, hide_secrets, parse_arguments, run_recipe
 
 try:
     import uvicorn
@@ -43,6 +43,10 @@ class ServeArguments:
     requests_per_second: float = field(default=200.0, metadata={"help": "of each key"})
     max_batch: int = field(default=32, metadata={"help": "requests of one model call"})
     threads: int = field(default=1, metadata={"help": "of the model; one is best for small models"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "history_events cached_users max_body_bytes max_batch threads >= 1")
+        check_numbers(self, "requests_per_second > 0", "port >= 0", "port < 65536")
 
 
 def main() -> None:
