@@ -188,14 +188,15 @@ def summary(runs: list[dict]) -> dict:
 
 def question_lines(args: SeasonArguments, world: dict, found: dict) -> list[str]:
     """The table of one question, the best season in bold."""
-    best = max(found["grid"], key=lambda name: mean(found["grid"][name]))
-    rows = [["none", spread(found["without"]), *[""] * (len(args.powers) - 1)]]
+    tried = {"none": found["without"], **found["grid"]}
+    best = max(tried, key=lambda name: mean(tried[name]))
+    shown = {name: spread(values) for name, values in tried.items()}
+    shown[best] = f"**{shown[best]}**"
+    rows = [["none", shown["none"], *[""] * (len(args.powers) - 1)]]
     for window, smoothing in product(args.windows, args.smoothings):
         days = window * world["test days"]
         names = [setting(days, smoothing, power) for power in args.powers]
-        cells = [spread(found["grid"][name]) for name in names]
-        cells = [f"**{cell}**" if name == best else cell for name, cell in zip(names, cells)]
-        rows.append([f"{days:g} days, smoothing {smoothing:g}", *cells])
+        rows.append([f"{days:g} days, smoothing {smoothing:g}", *(shown[name] for name in names)])
     head = ["season", *(f"power {power:g}" for power in args.powers)]
     told = f"{found['people']:,} people. `fit_season` as it stands, {world['test days']:g} days: "
     told += f"{spread(found['own'])}, {signed(found['difference'])}."
@@ -203,7 +204,7 @@ def question_lines(args: SeasonArguments, world: dict, found: dict) -> list[str]
 
 
 def page(args: SeasonArguments, report: dict) -> list[str]:
-    told = "the difference from none is paired, ± standard error. The best of a table is bold"
+    told = "the difference from none is paired, ± standard error. The best of a table is bold."
     lines = opening("What is in season", __doc__, report, ("NDCG@10, validation part", told))
     heads = ["log", *(f"{window:g} × its test" for window in args.windows)]
     rows = [
