@@ -33,6 +33,7 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     ModelScorer,
+    Popularity,
     PopularityNow,
     SequenceRows,
     build_sequences,
@@ -43,7 +44,6 @@ from modeling_implicitrec import (
     open_events,
     parse_arguments,
 )
-from modeling_implicitrec.popularity import tie_break
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS: dict[Literal["all", "new"], Literal["keep", "exclude"]] = {
@@ -197,7 +197,8 @@ def baselines(args: ReplayArguments, replay: Replay, vocab_size: int) -> list[An
     before = SequenceRows(load_sequences(args.data_dir / "sequences")["train"])
     counted = fit_baselines(["recent_frequency", "cooccurrence"], before, vocab_size)
     now = PopularityNow(replay.log, vocab_size)
-    now.tie_break = tie_break(before, vocab_size)  # nothing of what is played again
+    popular = Popularity(before, vocab_size).scores
+    now.tie_break = 1e-4 * popular / popular.max()  # nothing of what is played again
     return [now, *counted]
 
 
@@ -296,7 +297,7 @@ def main() -> None:
     (args,) = parse_arguments(ReplayArguments)
     report = {
         "command": f"python scripts/measure_replay.py --seeds {args.seeds}",
-        "seeds": args.seeds,
+        "training seeds": args.seeds,
         "results": together([measure(args, seed) for seed in args.seeds]),
     }
     write_page(args.output_dir / "replay", report, page(report))
