@@ -104,6 +104,7 @@ from .questions import (
     question_moments,
 )
 from .ranking import rank_histories
+from .regularization import choose_regularization
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
@@ -136,6 +137,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LogStatistics",
     "batch_histories",
+    "choose_regularization",
     "choose_settings",
     "log_statistics",
     "write_default_recipe",

@@ -1,14 +1,16 @@
 """Training settings that follow from a log's statistics, written as a recipe with its reasons."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .matrices import first_events, flatten_column, flatten_tokens
+from .matrices import first_events, flatten_column, flatten_tokens, positive_events
+from .priors import REGULARIZATION
+from .regularization import choose_regularization
 from .season import season_evidence
 
 LABELS_A_STEP = 1500  # events that a step learns from
@@ -52,6 +54,7 @@ class LogStatistics:
         trend_share: share of the events new to their user whose item somebody had within the last
             `TREND_EVENTS` of everybody.
         season: see [`season_evidence`], for the days of a temporal test.
+        regularization: of EASE, see [`choose_regularization`].
         basket_share: people whose last two events are of one moment; 0 where nothing has a time.
         popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
@@ -68,10 +71,17 @@ class LogStatistics:
     popular_share: float = 0.0
     season: float = 0.0
     basket_share: float = 0.0
+    regularization: float = REGULARIZATION
 
     @property
     def events_an_item(self) -> float:
         return self.events / max(self.items, 1)
+
+    @property
+    def by_ease(self) -> bool:
+        """Whether EASE counts for the prior: the test asks not for the next item, but for any of many."""
+        many = self.window_days is not None or not self.ordered
+        return many and self.items <= EASE_ITEMS
 
     @property
     def labels_a_user(self) -> float:
@@ -119,7 +129,7 @@ def log_statistics(
             days=window_days,
             negative_event_type_ids=negative_event_type_ids,
         )
-    return LogStatistics(
+    log = LogStatistics(
         users=len(lengths),
         events=len(tokens),
         items=vocab_size - 1,
@@ -131,6 +141,12 @@ def log_statistics(
         basket_share=basket_share(splits["train"]),
         **trend_shares(splits["train"], tokens, new),
     )
+    if not log.by_ease:
+        return log
+    train = positive_events(splits["train"], negative_event_type_ids)
+    window = window_days if log.timed else None
+    chosen = choose_regularization(train, vocab_size, window_days=window)
+    return replace(log, regularization=chosen)
 
 
 def basket_share(train: Dataset) -> float:
@@ -179,8 +195,7 @@ def choose_settings(log: LogStatistics) -> list[Choice]:
     >>> {c.key: c.value for c in choose_settings(log)}["model.hidden_dropout_prob"]
     0.5
     """
-    many = log.window_days is not None or not log.ordered  # not the next item, but any of many
-    ease = many and log.items <= EASE_ITEMS
+    ease = log.by_ease
     return [*_sizes(log, ease), *_priors(log, ease), *_loss(log), *_schedule(log, ease)]
 
 
@@ -222,6 +237,7 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
             Choice("model.cooccurrence_context", 256, "the whole history is read"),
             Choice("model.cooccurrence_gap_power", 0.0, far),
             Choice("cooccurrence_source", "ease", f"{log.items:,} items"),
+            Choice("ease_regularization", log.regularization, "ranks best what people took last"),
             Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
         ]
     if ease and log.window_days is not None:
@@ -304,7 +320,8 @@ def write_default_recipe(
     baselines += ["popularity_now"] if "model.use_query_time" in keys else []
     baselines += ["own_frequency"] if repeats else []
     baselines += ["recent_frequency"] if repeats and log.timed else []
-    baselines += ["cooccurrence", "ease"] if ease else ["cooccurrence"]
+    baselines += ["cooccurrence"]
+    baselines += [f"{{ease: {{regularization: {log.regularization:g}}}}}"] if ease else []
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
     asked += [f"protocols: [{'all, new' if repeats else 'new'}]"]
     asked += [f"baselines: [{', '.join(baselines)}]"]

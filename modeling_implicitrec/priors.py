@@ -21,6 +21,8 @@ from .pairs_implicitrec import (
 )
 from .processing_implicitrec import ImplicitRecProcessor
 
+REGULARIZATION = 1000.0  # of EASE, in users
+
 
 def fit_priors(
     model: ImplicitRecForScoring,
@@ -28,6 +30,7 @@ def fit_priors(
     train: Dataset,
     *,
     source: str = "sequence",
+    regularization: float = REGULARIZATION,
     recent_days: float | None = None,
     folds: int = 0,
     weighted: bool = False,
@@ -40,6 +43,7 @@ def fit_priors(
     Args:
         train: encoded rows.
         source: of the pairs, `"sequence"` ([`cooccurrence_table`]) or `"ease"` ([`ease_table`]).
+        regularization: lambda of EASE.
         recent_days: counts of users, and EASE, tell what these last days had; all days by default.
         folds: groups of users for cross-fitting ([`fold_tables`]); none by default.
         weighted: count pairs by their weights, which needs folds.
@@ -62,8 +66,7 @@ def fit_priors(
             f"recent_days={recent_days:g} expects collapse_repeats in the model, or the source 'ease': "
             "else nothing reads it"
         )
-    if by_users:
-        counts = user_counts(train, config.vocab_size, recent_days)
+    counts = user_counts(train, config.vocab_size, recent_days) if by_users else counts
     model.fit_item_counts(counts)
     fit_copy_level(model, train)
     fit_trend(model, train)
@@ -79,7 +82,7 @@ def fit_priors(
     def table(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
         sizes = (config.vocab_size, config.num_cooccurrences)
         if source == "ease":
-            return ease_table(rows, *sizes, target_days=recent_days)
+            return ease_table(rows, *sizes, regularization=regularization, target_days=recent_days)
         return cooccurrence_table(rows, *sizes, item_counts=counts, weighted=weighted)
 
     others = fold_tables(table, train, folds) if folds else None
@@ -212,7 +215,7 @@ def ease_table(
     vocab_size: int,
     neighbours: int,
     *,
-    regularization: float = 1000.0,
+    regularization: float = REGULARIZATION,
     target_days: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The largest weights of [`EASE`] out of each item, by size, in place of counts.

@@ -67,6 +67,7 @@ class FinetuneArguments:
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
+    ease_regularization: float = field(default=1000.0, metadata={"help": "lambda, in users"})
     recent_days: float = field(
         default=0.0, metadata={"help": "EASE, and counts of users, learn these last days; 0: all"}
     )
@@ -74,14 +75,13 @@ class FinetuneArguments:
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
     weighted_cooccurrences: bool = field(
-        default=False, metadata={"help": "count pairs by their weights; needs cooccurrence_folds"}
+        default=False, metadata={"help": "by weights; needs folds"}
     )
     label_weight_power: float = field(
         default=0.0, metadata={"help": "p of a label's weight w^p in the loss; 0: alike"}
     )
     target_event_types: list | None = field(
-        default=None,
-        metadata={"help": "labels of these types only; left out: those of prepare.py; []: of all"},
+        default=None, metadata={"help": "of labels; left out: those of prepare.py; []: all"}
     )
     label_horizon_days: float = field(default=0.0, metadata={"help": "0: the next moment"})
     moment_ends_only: bool = field(default=False, metadata={"help": "label ends of baskets only"})
@@ -128,9 +128,8 @@ class FinetuneArguments:
         check_numbers(self, "recent_days season_days label_horizon_days target_window_days >= 0")
         check_numbers(self, "cooccurrence_folds label_weight_power prior_steps prior_dropout >= 0")
         check_numbers(self, "early_stopping_patience dp_epsilon dp_count_noise >= 0")
-        check_numbers(
-            self, "lora_rank >= 1", "prior_dropout dp_delta < 1", "dp_delta dp_clip_norm > 0"
-        )
+        check_numbers(self, "lora_rank >= 1", "prior_dropout dp_delta < 1")
+        check_numbers(self, "ease_regularization dp_delta dp_clip_norm > 0")
 
 
 def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:
@@ -169,6 +168,7 @@ def fit_counts(args: FinetuneArguments, model: ImplicitRecForScoring, processor,
             processor,
             train,
             source=args.cooccurrence_source,
+            regularization=args.ease_regularization,
             recent_days=args.recent_days or None,
             folds=args.cooccurrence_folds,
             weighted=args.weighted_cooccurrences,

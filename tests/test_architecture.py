@@ -94,14 +94,15 @@ FLOORS = (
         "vocabulary_privacy",
         "federation",
     },
-    {"showcase", "trend_feed", "default_recipe"},
+    {"showcase", "trend_feed"},
     {"user_cache"},
     {"service"},
     {"demo_page"},
     {"report_plots", "training_plots"},
     {"provenance", "sharing"},
     {"data_sharing", "evaluation", "hub", "report_page", "weight_learning"},
-    {"cold_items", "history_lengths"},
+    {"cold_items", "history_lengths", "regularization"},
+    {"default_recipe"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

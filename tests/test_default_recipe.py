@@ -13,9 +13,11 @@ from datasets import Dataset, DatasetDict
 from modeling_implicitrec import (
     ImplicitRecConfig,
     LogStatistics,
+    choose_regularization,
     choose_settings,
     default_recipe,
     log_statistics,
+    regularization,
     write_default_recipe,
 )
 
@@ -57,6 +59,30 @@ def test_a_large_catalogue_is_sampled_and_a_temporal_test_learns_its_window():
     assert large["model.loss_type"] == "sampled_softmax" and large["row_wise_optimizer"]
     assert "target_window_days" not in large
     assert settings(window_days=28.0)["target_window_days"] == 28.0
+
+
+def test_the_regularisation_of_ease_is_what_the_log_asks_for(monkeypatch):
+    draw, rows = np.random.default_rng(0), []
+    for _user in range(300):  # one thing of each of four pairs
+        rows.append([2 * pair + draw.integers(2) + 1 for pair in draw.permutation(4)])
+    train = Dataset.from_dict({"input_ids": rows})
+    asked = []
+    real = regularization.EASE
+
+    def watched(rows, vocab_size, **settings):
+        asked.append((settings["regularization"], max(len(row["input_ids"]) for row in rows)))
+        return real(rows, vocab_size, **settings)
+
+    monkeypatch.setattr(regularization, "EASE", watched)
+    log = log_statistics(DatasetDict(train=train), 9, ordered=False)
+    assert asked == [(value, 3) for value in regularization.CANDIDATES]  # the last one is held out
+    assert log.regularization in regularization.CANDIDATES
+    chosen = {choice.key: choice.value for choice in choose_settings(log)}
+    assert chosen["ease_regularization"] == log.regularization
+    again = Dataset.from_dict({"input_ids": [[1, 1], [2, 2]]})
+    assert (
+        choose_regularization(again, 3) == regularization.REGULARIZATION
+    )  # nobody took anything new
 
 
 def test_who_holds_out_the_last_of_a_basket_learns_what_follows_in_it():
