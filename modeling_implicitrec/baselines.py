@@ -274,7 +274,7 @@ def fit_baselines(
         "item_knn": ItemKNN,
         "als": ALS,
         "bpr": BPR,
-        "ease": partial(EASE, regularization=1000.0),
+        "ease": partial(EASE, regularization=300.0),
     }
     wanted: dict[str, Mapping] = {}
     for name in names:

@@ -21,7 +21,7 @@ from .pairs_implicitrec import (
 )
 from .processing_implicitrec import ImplicitRecProcessor
 
-REGULARIZATION = 1000.0  # of EASE, in users
+REGULARIZATION = 300.0  # of EASE, in users
 
 
 def fit_priors(

@@ -67,7 +67,7 @@ class FinetuneArguments:
     data_dir: str = field(metadata={"help": "folder that prepare.py wrote"})
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
-    ease_regularization: float = field(default=1000.0, metadata={"help": "lambda, in users"})
+    ease_regularization: float = field(default=300.0, metadata={"help": "lambda, in users"})
     recent_days: float = field(
         default=0.0, metadata={"help": "EASE, and counts of users, learn these last days; 0: all"}
     )
