@@ -36,6 +36,7 @@ import measure_behaviours  # noqa: E402
 import measure_did_it_happen as happened  # noqa: E402
 import measure_mixers  # noqa: E402
 import measure_objectives  # noqa: E402
+import measure_regularization  # noqa: E402
 import measure_replay  # noqa: E402
 import measure_season  # noqa: E402
 import seed_runs  # noqa: E402
@@ -314,3 +315,12 @@ def test_a_step_of_a_replay_knows_what_it_is_told():
     early = {name: values[:1] for name, values in row.items()}
     expected = ModelScorer(model).score([early])[0].numpy()
     assert np.allclose(before[0, :4], expected[:4]) and not np.allclose(before[0, :4], own[0, :4])
+
+
+def test_what_the_training_part_chose_stands_beside_the_validation_part(log):
+    (log / "small" / "prepare.json").write_text(json.dumps({"split": "leave_last_out"}))
+    told = measure_regularization.measure(log / "small")
+    assert told["chosen"] in told["values"] and max(told["values"].values()) > 0
+    worst = {"values": {"30": 0.2, "100": 0.4, "300": 0.1, "1000": 0.1}, "chosen": "30"}
+    (row,) = measure_regularization.page({"command": "", "logs": {"small": worst}})[-1:]
+    assert row == "| small | 0.2000 | 0.4000 | 0.1000 | 0.1000 | 30 | 50% |"
