@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
@@ -55,6 +56,7 @@ class FederatedArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
+    refit: bool = field(default=False, metadata={"help": "learn from all before the test"})
     engine: str = field(default="flower", metadata={"help": "or here: in this process"})
 
     def __post_init__(self) -> None:
@@ -74,6 +76,14 @@ class Platform:
     def processor(self) -> ImplicitRecProcessor:
         return ImplicitRecProcessor.from_pretrained(self.data / "processor")
 
+    @property
+    def rows(self) -> Dataset:
+        """The part of the log to learn from."""
+        splits = load_sequences(self.data / "sequences")
+        if self.args.refit and "before_test" not in splits:
+            raise SystemExit(f"refit: {self.data} has no temporal split")
+        return splits["before_test" if self.args.refit else "train"]
+
     def start(self) -> dict[str, Tensor]:
         """Make the model, with the platform's own counts; what would be shared of it."""
         set_seed(self.training.seed)
@@ -87,7 +97,7 @@ class Platform:
                 **self.args.model,
             )
         )
-        fit_priors(model, processor, load_sequences(self.data / "sequences")["train"])
+        fit_priors(model, processor, self.rows)
         self.save(model)
         return shared_weights(model, share_items=self.args.share_items)
 
@@ -110,8 +120,7 @@ class Platform:
         collator = DataCollatorForNextItem.for_model(
             model.config, target_window=window, seed=training.seed
         )
-        train = load_sequences(self.data / "sequences")["train"]
-        train = train.filter(lambda size: size > 1, input_columns="length")
+        train = self.rows.filter(lambda size: size > 1, input_columns="length")
         callbacks = [EpochCallback(collator)]
         with tempfile.TemporaryDirectory() as folder:
             training.output_dir = folder

@@ -18,6 +18,7 @@ from modeling_implicitrec import (
     ImplicitRecConfig,
     ImplicitRecForScoring,
     average_weights,
+    load_sequences,
     load_shared_weights,
     shared_weights,
 )
@@ -150,6 +151,25 @@ def test_one_catalogue_can_be_shared_and_two_cannot(platforms, tmp_path):
     others = platforms | {"south": tmp_path / "other"}
     with pytest.raises(SystemExit, match="share_items: prepare all platforms with one"):
         play("federated", *options(others, tmp_path / "no", engine="here", share_items="true"))
+
+
+def test_refit_learns_from_all_that_came_before_the_test(platforms, tmp_path):
+    with pytest.raises(SystemExit, match="refit: .*north has no temporal split"):
+        play("federated", *options(platforms, tmp_path / "no", engine="here", refit="true"))
+    folder = platforms["north"].parent
+    log = ["--source", str(folder / "north.csv"), "--catalogue", str(folder / "items.csv")]
+    log += ["--cleaning", "{clip_quantile: null}", "--duration_weight", "null"]
+    log += ["--split", "temporal", "--test_days", "20", "--report_page", "false"]
+    play("prepare", *log, "--output_dir", str(tmp_path / "north"))
+    splits = load_sequences(tmp_path / "north" / "sequences")
+    for refit, part in (("false", "train"), ("true", "before_test")):
+        chosen = options({"north": tmp_path / "north"}, tmp_path / part, rounds=1)
+        play("federated", *chosen, "--engine", "here", "--refit", refit)
+        model = ImplicitRecForScoring.from_pretrained(tmp_path / part / "north")
+        had = np.concatenate([np.unique(row) for row in splits[part]["input_ids"]])
+        counts = np.bincount(had, minlength=model.config.vocab_size)
+        found = model.item_frequency.numpy()
+        assert np.allclose((found / found[1])[1:], (counts / counts[1])[1:], atol=1e-4), part
 
 
 @pytest.mark.skipif(find_spec("flwr") is not None, reason="Flower is here")
