@@ -23,6 +23,7 @@ MAX_TREND_EVENTS = 2**20  # that a checkpoint holds: 12 MiB
 TREND_GAIN = 0.2  # share of events that they name and popularity does not, to be worth reading
 SEASON = 0.02  # nats an event that the season tells, to be worth raising
 TREND_SAMPLE = 2_000_000  # of a log's latest events, that tell its trend
+SPARSE = 15  # events an item, below which they are few
 LONG = 100  # events from which histories are long
 BASKETS = (
     0.02  # share of last events that share their moment with the one before, from which it counts
@@ -202,7 +203,7 @@ def choose_settings(log: LogStatistics) -> list[Choice]:
 def _sizes(log: LogStatistics, ease: bool) -> list[Choice]:
     width = 128 if log.events > 5_000_000 else 32 if ease else 64
     density = log.events_an_item
-    dropout = 0.5 if density < 15 else 0.3 if density < 200 else 0.2
+    dropout = 0.5 if density < (50 if ease else SPARSE) else 0.3 if density < 200 else 0.2
     longest = 256 if ease else int(np.clip(-(-log.long_length // 10) * 10, 20, 100))
     return [
         Choice("model.hidden_size", width, f"{log.events:,} events"),
@@ -267,7 +268,7 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     steps = -(-log.users // batch)
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
-    sparse = log.events_an_item < 15
+    sparse = log.events_an_item < SPARSE
     decay = (0.5 if ease else 1.0) if sparse else 0.01
     density = f"{log.events_an_item:.3g} events an item"
     prior = []

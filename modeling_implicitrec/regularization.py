@@ -1,6 +1,6 @@
 """The regularisation that EASE wants for a log, told by what people took last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from datasets import Dataset
@@ -18,9 +18,13 @@ ASKED = 5000  # people of a trial
 
 
 def choose_regularization(
-    train: Dataset, vocab_size: int, *, window_days: float | None = None
+    train: Dataset,
+    vocab_size: int,
+    *,
+    window_days: float | None = None,
+    candidates: Sequence[float] = CANDIDATES,
 ) -> float:
-    """The lambda of [`EASE`], of 30, 100, 300 and 1,000 users, that ranks best what people took last.
+    """The lambda of [`EASE`], of some candidates, that ranks best what people took last.
 
     EASE learns from the rows without what was last: of everybody the events of the last `window_days`, or
     of each person the last event; at most 5,000 people who took something new to them are then asked, by
@@ -29,13 +33,14 @@ def choose_regularization(
     Args:
         train: encoded rows, without negative events; with `timestamps` in seconds for a window.
         vocab_size: item tokens including 0.
+        candidates: in users; the first of equally good ones is taken.
 
     Returns:
         The lambda; that of [`fit_priors`] where nobody took anything new last.
 
     >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 3], [2, 1, 3]] * 5})
-    >>> choose_regularization(rows, 4) in CANDIDATES
-    True
+    >>> choose_regularization(rows, 4, candidates=[10, 100])
+    10
     """
     counts = user_counts(train, vocab_size)
     counts[0] = 0
@@ -48,7 +53,7 @@ def choose_regularization(
         return REGULARIZATION
     asked = asked[:: -(-len(asked) // ASKED)]
     found, k = {}, min(10, len(popular))
-    for value in CANDIDATES:
+    for value in candidates:
         scorer = EASE(rows, len(popular) + 1, regularization=value)
         result = evaluate(
             scorer,

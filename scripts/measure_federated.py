@@ -9,8 +9,8 @@ federation does without. Each store's people are ranked for by the model that th
 is the mean over the people of all stores, then mean ± standard deviation over seeds. Models and baselines
 learn from all that came before the part that is ranked.
 
-Settings were chosen on the validation part, the 28 days before the test: size, dropout, rounds and epochs by
-hand, with one seed, for the stores that share body and items; the learning rate for each way by itself
+Settings were chosen on the validation part, the 28 days before the test: size, dropout, rounds and epochs
+by hand, with one seed, for the stores that share body and items; the learning rate for each way by itself
 (`--part validation`).
 """
 

@@ -18,11 +18,11 @@ from modeling_implicitrec import (
     evaluate,
     load_sequences,
     parse_arguments,
-    regularization,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE = "ndcg@10"
+LAMBDAS = (30.0, 100.0, 300.0, 1000.0)  # those of prepare.py
 
 
 @dataclass
@@ -44,7 +44,7 @@ def measure(folder: Path) -> dict:
     prepared = json.loads((folder / "prepare.json").read_text())
     window = prepared["test_days"] if prepared["split"] == "temporal" else None
     found = {}
-    for value in regularization.CANDIDATES:
+    for value in LAMBDAS:
         result = evaluate(
             EASE(splits["train"], processor.vocab_size, regularization=value),
             splits["validation"],
@@ -54,12 +54,14 @@ def measure(folder: Path) -> dict:
             progress=False,
         )
         found[f"{value:g}"] = result.metrics[MEASURE]
-    chosen = choose_regularization(splits["train"], processor.vocab_size, window_days=window)
+    chosen = choose_regularization(
+        splits["train"], processor.vocab_size, window_days=window, candidates=LAMBDAS
+    )
     return {"values": found, "chosen": f"{chosen:g}"}
 
 
 def page(report: dict) -> list[str]:
-    header = ["log", *(f"{value:g}" for value in regularization.CANDIDATES), "chosen", "kept"]
+    header = ["log", *(f"{value:g}" for value in LAMBDAS), "chosen", "kept"]
     rows = []
     for log, told in report["logs"].items():
         values, chosen = told["values"], told["chosen"]
