@@ -275,7 +275,7 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     if log.window_days is None and log.basket_share > BASKETS:
         told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
         prior.append(Choice("within_moments", True, told))
-    if not ease:  # where it was not tried
+    if not ease:  # whose folds do the same, and which ranks worse with it
         first = max(PRIOR_STEPS, steps)
         prior.append(Choice("prior_steps", first, "before histories are known by heart"))
         if sparse:

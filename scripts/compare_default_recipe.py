@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
+import yaml
 from benchmark_recipe import ROOT, summarise
 from result_pages import TITLES, cell, table, write_page
 
@@ -36,6 +37,8 @@ def run(args: DefaultArguments, log: str, seed: int) -> dict:
     output = args.work_dir / f"{log}_{seed}"
     recipe, asked = args.data_dir / log / "finetune.yaml", ROOT / "recipes" / log / "evaluate.yaml"
     train = ["finetune.py", recipe, "--seed", seed, "--output_dir", output]
+    tuned = yaml.safe_load((ROOT / "recipes" / log / "finetune.yaml").read_text())
+    train += ["--refit", str(tuned.get("refit", False)).lower()]  # both learn from the same part
     test = ["evaluate.py", asked, "--model", output, "--baselines", "[]"]
     if not (output / "results_test.json").exists():
         for script, *words in (train, test):

@@ -18,6 +18,7 @@ from modeling_implicitrec import (
     evaluate,
     load_sequences,
     parse_arguments,
+    positive_events,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,11 +43,12 @@ def measure(folder: Path) -> dict:
     splits = load_sequences(folder / "sequences")
     processor = ImplicitRecProcessor.from_pretrained(folder / "processor")
     prepared = json.loads((folder / "prepare.json").read_text())
+    train = positive_events(splits["train"], processor.negative_event_type_ids)
     window = prepared["test_days"] if prepared["split"] == "temporal" else None
     found = {}
     for value in LAMBDAS:
         result = evaluate(
-            EASE(splits["train"], processor.vocab_size, regularization=value),
+            EASE(train, processor.vocab_size, regularization=value),
             splits["validation"],
             seen="exclude",
             target_filter="new",
@@ -54,9 +56,8 @@ def measure(folder: Path) -> dict:
             progress=False,
         )
         found[f"{value:g}"] = result.metrics[MEASURE]
-    chosen = choose_regularization(
-        splits["train"], processor.vocab_size, window_days=window, candidates=LAMBDAS
-    )
+    size = processor.vocab_size
+    chosen = choose_regularization(train, size, window_days=window, candidates=LAMBDAS)
     return {"values": found, "chosen": f"{chosen:g}"}
 
 
