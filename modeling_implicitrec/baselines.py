@@ -83,6 +83,9 @@ class Cooccurrence:
         return (context @ self.counts).toarray().astype(np.float32) + self.tie_break
 
 
+REGULARIZATION = 300.0  # of EASE where nobody chose, in users
+
+
 class EASE:
     """Linear item-item model in closed form (Steck, 2019): `score = x @ B`, the diagonal of B is 0.
 
@@ -274,7 +277,7 @@ def fit_baselines(
         "item_knn": ItemKNN,
         "als": ALS,
         "bpr": BPR,
-        "ease": partial(EASE, regularization=300.0),
+        "ease": partial(EASE, regularization=REGULARIZATION),
     }
     wanted: dict[str, Mapping] = {}
     for name in names:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from .baselines import REGULARIZATION
 from .matrices import first_events, flatten_column, flatten_tokens, positive_events
-from .priors import REGULARIZATION
 from .regularization import choose_regularization
 from .season import season_evidence
 
@@ -25,9 +25,7 @@ SEASON = 0.02  # nats an event that the season tells, to be worth raising
 TREND_SAMPLE = 2_000_000  # of a log's latest events, that tell its trend
 SPARSE = 15  # events an item, below which they are few
 LONG = 100  # events from which histories are long
-BASKETS = (
-    0.02  # share of last events that share their moment with the one before, from which it counts
-)
+BASKETS = 0.02  # share of people whose last two events are of one moment, from which it counts
 REPEATS = 0.02  # share of events from which what comes again is a question of its own
 EVALUATION = (
     "eval_strategy: epoch",
@@ -122,14 +120,6 @@ def log_statistics(
     if not len(lengths):
         raise ValueError("expected people with two events or more in the training part, got none")
     new = first_events(tokens, owners)
-    season = 0.0
-    if window_days is not None and "timestamps" in splits["train"].column_names:
-        season = season_evidence(
-            splits["train"],
-            vocab_size,
-            days=window_days,
-            negative_event_type_ids=negative_event_type_ids,
-        )
     log = LogStatistics(
         users=len(lengths),
         events=len(tokens),
@@ -138,16 +128,19 @@ def log_statistics(
         repeat_share=float(1 - new.mean()),
         window_days=window_days,
         ordered=ordered,
-        season=season,
         basket_share=basket_share(splits["train"]),
         **trend_shares(splits["train"], tokens, new),
     )
-    if not log.by_ease:
-        return log
-    train = positive_events(splits["train"], negative_event_type_ids)
     window = window_days if log.timed else None
-    chosen = choose_regularization(train, vocab_size, window_days=window)
-    return replace(log, regularization=chosen)
+    if window is None and not log.by_ease:
+        return log
+    taken = positive_events(splits["train"], negative_event_type_ids)
+    if window is not None:
+        log = replace(log, season=season_evidence(taken, vocab_size, days=window))
+    if log.by_ease:
+        chosen = choose_regularization(taken, vocab_size, window_days=window)
+        log = replace(log, regularization=chosen)
+    return log
 
 
 def basket_share(train: Dataset) -> float:
@@ -241,6 +234,9 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
             Choice("ease_regularization", log.regularization, "ranks best what people took last"),
             Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
         ]
+    if log.window_days is None and log.basket_share > BASKETS:
+        told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
+        chosen.append(Choice("within_moments", True, told))
     if ease and log.window_days is not None:
         window = f"the test asks for all items of {log.window_days:g} days"
         chosen.append(Choice("model.collapse_repeats", True, window))
@@ -272,9 +268,6 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     decay = (0.5 if ease else 1.0) if sparse else 0.01
     density = f"{log.events_an_item:.3g} events an item"
     prior = []
-    if log.window_days is None and log.basket_share > BASKETS:
-        told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
-        prior.append(Choice("within_moments", True, told))
     if not ease:  # whose folds do the same, and which ranks worse with it
         first = max(PRIOR_STEPS, steps)
         prior.append(Choice("prior_steps", first, "before histories are known by heart"))
@@ -316,7 +309,7 @@ def write_default_recipe(
     lines += ["logging_steps: 50", "report_to: none", "seed: 0"]
     Path(folder, "finetune.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     keys = {choice.key for choice in chosen}
-    repeats, ease = log.repeat_share >= REPEATS, "cooccurrence_source" in keys
+    repeats, ease = log.repeat_share >= REPEATS, log.by_ease
     baselines = ["popularity", "recent_popularity"] if log.timed else ["popularity"]
     baselines += ["popularity_now"] if "model.use_query_time" in keys else []
     baselines += ["own_frequency"] if repeats else []

@@ -17,6 +17,14 @@ Memory = tuple[Tensor, ...]
 Bias = Tensor | Callable[..., Tensor]  # added to the scores, or attention of packed events
 
 
+def check_shape(name: str, values: Tensor, other: str, like: Tensor) -> None:
+    """Raise `ValueError` for values of another shape than those of the other name."""
+    if values.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other} {list(like.shape)}, got {list(values.shape)}"
+        )
+
+
 def event_weights(
     config: ImplicitRecConfig,
     input_ids: Tensor,
@@ -34,11 +42,8 @@ def event_weights(
             f"{config.max_position_embeddings}; keep the most recent ones"
         )
     for name, given in (("attention_mask", attention_mask), ("input_weights", input_weights)):
-        if given is not None and given.shape != input_ids.shape:
-            raise ValueError(
-                f"{name} must have the shape of input_ids {list(input_ids.shape)}, "
-                f"got {list(given.shape)}"
-            )
+        if given is not None:
+            check_shape(name, given, "input_ids", input_ids)
     present: Tensor = torch.ne(input_ids, config.pad_token_id or 0)
     if attention_mask is not None:
         present = present & attention_mask.bool()

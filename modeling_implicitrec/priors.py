@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from scipy import sparse
 
-from .baselines import EASE
+from .baselines import EASE, REGULARIZATION
 from .kernels_implicitrec import SCALAR_STEP
 from .matrices import first_events, flatten_column, flatten_tokens, positive_events, user_counts
 from .modeling_implicitrec import ImplicitRecForScoring
@@ -20,8 +20,6 @@ from .pairs_implicitrec import (
     relative_frequency,
 )
 from .processing_implicitrec import ImplicitRecProcessor
-
-REGULARIZATION = 300.0  # of EASE, in users
 
 
 def fit_priors(

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from datasets import Dataset
 
-from .baselines import EASE
+from .baselines import EASE, REGULARIZATION
 from .evaluation import evaluate
 from .event_columns import SECONDS_PER_DAY
-from .matrices import user_counts
-from .priors import REGULARIZATION
+from .matrices import flatten_column, user_counts
 from .rows import Row, SequenceRows
 
 CANDIDATES = (30.0, 100.0, 300.0, 1000.0)  # users
@@ -72,8 +71,7 @@ def _without_last(train: Dataset, tokens: np.ndarray, window_days: float | None)
     """The rows in other tokens, 0 for none, up to where what was last starts: that is their targets."""
     start = np.inf
     if window_days is not None:
-        last = (row["timestamps"][-1] for row in SequenceRows(train) if len(row["timestamps"]))
-        start = max(last) - window_days * SECONDS_PER_DAY
+        start = flatten_column(train, "timestamps")[0].max() - window_days * SECONDS_PER_DAY
     for row in SequenceRows(train):
         items = tokens[row["input_ids"]]
         cut = len(items) - 1

@@ -7,12 +7,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .event_columns import SECONDS_PER_DAY
 from .head_implicitrec import ItemHead
 from .kernels_implicitrec import SCALAR_STEP
 from .matrices import flatten_column, positive_events
 from .modeling_implicitrec import ImplicitRecForScoring
 
-DAY = 86_400
 POWER = 0.75
 SMOOTHING = 30.0  # events, from which on it shows that an item is in season
 UNSEEN = 0.5  # events of an item that nobody had before the last days
@@ -101,7 +101,7 @@ def _gain(
     """[`season_gain`] of events, `[events]` both."""
     if not smoothing > 0:
         raise ValueError(f"smoothing must be positive, got {smoothing:g}")
-    latest = np.bincount(tokens[times > times.max() - DAY * days], minlength=vocab_size)
+    latest = np.bincount(tokens[times > times.max() - SECONDS_PER_DAY * days], minlength=vocab_size)
     share = np.bincount(tokens, minlength=vocab_size) / len(tokens)
     gain = power * np.log((latest + smoothing) / (share * latest.sum() + smoothing))
     return gain.astype(np.float32)
@@ -125,8 +125,8 @@ def season_evidence(
     tokens, times = (flatten_column(train, column)[0] for column in ("input_ids", "timestamps"))
     if not len(times):
         return 0.0
-    ends = times.max() - DAY * days * np.arange(periods)
-    ends = ends[times.min() <= ends - DAY * days]
+    ends = times.max() - SECONDS_PER_DAY * days * np.arange(periods)
+    ends = ends[times.min() <= ends - SECONDS_PER_DAY * days]
     told = [_told(tokens, times, vocab_size, end=end, days=days) for end in ends]
     return float(np.mean(told)) if told else 0.0
 
@@ -135,7 +135,7 @@ def _told(
     tokens: np.ndarray, times: np.ndarray, vocab_size: int, *, end: float, days: float
 ) -> float:
     """The nats an event of one period, which ends at `end`."""
-    before = times <= end - DAY * days
+    before = times <= end - SECONDS_PER_DAY * days
     asked = tokens[~before & (times <= end)]
     if not len(asked):
         return 0.0

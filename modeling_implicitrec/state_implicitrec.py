@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .configuration_implicitrec import ImplicitRecConfig
 from .histories_implicitrec import pad_histories
-from .layers_implicitrec import Memory, event_weights
+from .layers_implicitrec import Memory, check_shape, event_weights
 from .weights_implicitrec import collapse
 
 FORMAT = "1"
@@ -194,14 +194,6 @@ def check_ids(name: str, ids: Tensor | None, **size: int) -> None:
     if least < 0 or largest >= rows:
         raise ValueError(
             f"{name} must lie in 0..{rows - 1}, with a {key} of {rows}; got {int(least)} to {int(largest)}"
-        )
-
-
-def check_shape(name: str, values: Tensor, other: str, like: Tensor) -> None:
-    """Raise `ValueError` for values of another shape than those of the other name."""
-    if values.shape != like.shape:
-        raise ValueError(
-            f"{name} must have the shape of {other} {list(like.shape)}, got {list(values.shape)}"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from result_pages import TITLES, add_run, spread, table, what_is_measured
+from seed_runs import Log, ndcg
 from short_training import train_briefly
 from transformers import set_seed
 
@@ -22,9 +23,7 @@ from modeling_implicitrec import (
     ImplicitRecForScoring,
     ImplicitRecProcessor,
     ModelScorer,
-    evaluate,
     fit_priors,
-    load_sequences,
 )
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "objectives.json"
@@ -36,7 +35,7 @@ ARMS: dict[str, dict[str, float]] = {
     "and all three": {"masked_loss": 0.5, "event_type_loss": 0.1, "gap_loss": 0.1},
 }
 EPOCHS = (3, 3)  # of pretraining and of fine-tuning
-SEEN = {"all": "keep", "new": "exclude"}
+PROTOCOLS = ("all", "new")
 PARTS = ("validation", "test")
 
 
@@ -77,34 +76,25 @@ def pretrained(processor: ImplicitRecProcessor, rows, arm: dict, seed: int):
     return model
 
 
-def ndcg(model: ImplicitRecForScoring, rows) -> dict[str, float]:
+def ranked(model: ImplicitRecForScoring, log: Log, part: str) -> dict[str, float]:
     """NDCG@10 by protocol."""
-    found = {}
-    for protocol, seen in SEEN.items():
-        result = evaluate(
-            ModelScorer(model.eval()),
-            rows,
-            seen=seen,
-            target_filter=protocol,
-            num_items=model.config.vocab_size - 1,
-            progress=False,
-        )
-        found[protocol] = result.metrics["ndcg@10"]
-    return found
+    scorer, rows = ModelScorer(model), log.splits[part]
+    return {
+        name: float(ndcg(scorer, log, rows, repeats=name == "all").mean()) for name in PROTOCOLS
+    }
 
 
 def measure(folder: Path, seed: int) -> dict:
     """NDCG@10 of every arm, by part and protocol, before and after fine-tuning."""
-    splits = load_sequences(folder / "sequences")
-    processor = ImplicitRecProcessor.from_pretrained(folder / "processor")
-    results = {}
+    log = Log.read(folder)
+    results, train = {}, log.splits["train"]
     for name, arm in ARMS.items():
-        model = pretrained(processor, splits["train"], arm, seed)
-        before = {part: ndcg(model, splits[part]) for part in PARTS}
-        learn(model, splits["train"], EPOCHS[1], seed + 1000)
+        model = pretrained(log.processor, train, arm, seed)
+        before = {part: ranked(model, log, part) for part in PARTS}
+        learn(model, train, EPOCHS[1], seed + 1000)
         results[name] = {
             "pretrained": before,
-            "fine-tuned": {part: ndcg(model, splits[part]) for part in PARTS},
+            "fine-tuned": {part: ranked(model, log, part) for part in PARTS},
         }
     return {"seed": seed, "results": results}
 
@@ -128,7 +118,7 @@ def markdown(report: dict) -> str:
     header = ["pretrained on", "validation, pretrained", "validation, fine-tuned"]
     header += ["test, pretrained", "test, fine-tuned", "difference on the test"]
     for log, runs in report["logs"].items():
-        for protocol in SEEN:
+        for protocol in PROTOCOLS:
             lines += [f"## {log}, {TITLES[protocol]}", ""]
             lines += [
                 f"Mean ± standard deviation, seeds: {len(runs)}; {EPOCHS[0]} epochs of "

@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from result_pages import table, what_is_measured, write_page
+from seed_runs import Log, ndcg
 
 from modeling_implicitrec import (
     EASE,
-    ImplicitRecProcessor,
     choose_regularization,
-    evaluate,
-    load_sequences,
     parse_arguments,
     positive_events,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURE = "ndcg@10"
 LAMBDAS = (30.0, 100.0, 300.0, 1000.0)  # those of prepare.py
 
 
@@ -40,23 +37,15 @@ class RegularizationArguments:
 
 def measure(folder: Path) -> dict:
     """NDCG@10 by lambda, and the lambda that the training part chose."""
-    splits = load_sequences(folder / "sequences")
-    processor = ImplicitRecProcessor.from_pretrained(folder / "processor")
+    log = Log.read(folder)
+    splits, processor = log.splits, log.processor
     prepared = json.loads((folder / "prepare.json").read_text())
     train = positive_events(splits["train"], processor.negative_event_type_ids)
     window = prepared["test_days"] if prepared["split"] == "temporal" else None
-    found = {}
+    found, size = {}, processor.vocab_size
     for value in LAMBDAS:
-        result = evaluate(
-            EASE(train, processor.vocab_size, regularization=value),
-            splits["validation"],
-            seen="exclude",
-            target_filter="new",
-            num_items=processor.vocab_size - 1,
-            progress=False,
-        )
-        found[f"{value:g}"] = result.metrics[MEASURE]
-    size = processor.vocab_size
+        scorer = EASE(train, size, regularization=value)
+        found[f"{value:g}"] = float(ndcg(scorer, log, splits["validation"]).mean())
     chosen = choose_regularization(train, size, window_days=window, candidates=LAMBDAS)
     return {"values": found, "chosen": f"{chosen:g}"}
 
