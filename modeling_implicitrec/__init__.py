@@ -40,6 +40,7 @@ from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
 from .default_recipe import LogStatistics, choose_settings, log_statistics, write_default_recipe
+from .ease_trial import choose_recent_days, choose_regularization
 from .encoding import encode_sequences, encode_splits, training_columns
 from .evaluation import (
     compute_hit_metrics,
@@ -104,7 +105,6 @@ from .questions import (
     question_moments,
 )
 from .ranking import rank_histories
-from .regularization import choose_regularization
 from .report_page import write_report_page
 from .reranking import RankingRules, at_most, diverse, pinned
 from .retrieval import ExactIndex, Retriever, item_vectors, table_fingerprint
@@ -137,6 +137,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LogStatistics",
     "batch_histories",
+    "choose_recent_days",
     "choose_regularization",
     "choose_settings",
     "log_statistics",

@@ -10,9 +10,11 @@ import numpy as np
 from scipy import linalg, sparse
 
 from .bpr import BPR
+from .event_columns import SECONDS_PER_DAY
 from .matrices import (
     Rows,
     binary_matrix,
+    flatten_column,
     flatten_tokens,
     positive_events,
     user_item_matrix,
@@ -91,15 +93,16 @@ class EASE:
 
     With `G = X'X + regularization * I`, `P = G^-1` and the ridge solution `R = P X'Y`,
     `B_ij = R_ij - P_ij R_jj / P_jj`. X is the binary user-item matrix, x the binary history, and Y is
-    X (so that `B_ij = -P_ij / P_jj`) or, with `target_days`, its part of the last days: what leads to
-    the items that are bought now. Fitting holds up to four dense float32 `[vocab_size, vocab_size]`
-    matrices, so it is for small catalogues.
+    X (so that `B_ij = -P_ij / P_jj`). With `recent_days` it is `X + (T / recent_days) N` for the T days
+    of the log and the part N of X that its last days hold: what leads to the items that are taken now has
+    the same say, a day, as what always did. Fitting holds up to four dense float32
+    `[vocab_size, vocab_size]` matrices, so it is for small catalogues.
 
     Args:
-        train_rows: encoded rows, with `timestamps` in seconds where `target_days` is given.
+        train_rows: encoded rows, with `timestamps` in seconds where `recent_days` is given.
         vocab_size: item tokens including 0.
         regularization: the lambda of the paper, in users.
-        target_days: length of the window of Y, which ends with the last training event.
+        recent_days: length of the window of N, which ends with the last training event.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class EASE:
         vocab_size: int,
         *,
         regularization: float = 100.0,
-        target_days: float | None = None,
+        recent_days: float | None = None,
     ) -> None:
         if not regularization > 0:
             raise ValueError(f"regularization must be positive, got {regularization}")
@@ -123,12 +126,15 @@ class EASE:
         inverse, _ = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
-        if target_days is None:
+        if recent_days is None:
             inverse /= -np.diag(inverse)
             self.weights = inverse
         else:
-            self.name = f"EASE (lambda {regularization:g}, {target_days:g} days)"
-            answers = binary_matrix(train_rows, vocab_size, target_days)
+            self.name = f"EASE (lambda {regularization:g}, {recent_days:g} days)"
+            times = flatten_column(train_rows, "timestamps")[0]
+            log_days = float(times.max(initial=0) - times.min(initial=0)) / SECONDS_PER_DAY
+            recent = binary_matrix(train_rows, vocab_size, recent_days)
+            answers = users + np.float32(log_days / recent_days) * recent
             self.weights = inverse @ (users.T @ answers).toarray()
             self.weights -= inverse * (np.diag(self.weights) / np.diag(inverse))
         self.weights[np.diag_indices(vocab_size)] = 0.0

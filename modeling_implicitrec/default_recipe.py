@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .baselines import REGULARIZATION
+from .ease_trial import choose_recent_days, choose_regularization
 from .matrices import first_events, flatten_column, flatten_tokens, positive_events
-from .regularization import choose_regularization
 from .season import season_evidence
 
 LABELS_A_STEP = 1500  # events that a step learns from
@@ -54,6 +54,7 @@ class LogStatistics:
             `TREND_EVENTS` of everybody.
         season: see [`season_evidence`], for the days of a temporal test.
         regularization: of EASE, see [`choose_regularization`].
+        recent_days: of EASE, see [`choose_recent_days`]; 0 for none.
         basket_share: people whose last two events are of one moment; 0 where nothing has a time.
         popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
@@ -71,6 +72,7 @@ class LogStatistics:
     season: float = 0.0
     basket_share: float = 0.0
     regularization: float = REGULARIZATION
+    recent_days: float = 0.0
 
     @property
     def events_an_item(self) -> float:
@@ -140,6 +142,9 @@ def log_statistics(
     if log.by_ease:
         chosen = choose_regularization(taken, vocab_size, window_days=window)
         log = replace(log, regularization=chosen)
+        if window is not None:
+            days = choose_recent_days(taken, vocab_size, window_days=window, regularization=chosen)
+            log = replace(log, recent_days=days)
     return log
 
 
@@ -234,6 +239,8 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
             Choice("ease_regularization", log.regularization, "ranks best what people took last"),
             Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
         ]
+    if log.recent_days:
+        chosen.append(Choice("recent_days", log.recent_days, "counting them more ranks better"))
     if log.window_days is None and log.basket_share > BASKETS:
         told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
         chosen.append(Choice("within_moments", True, told))

@@ -42,7 +42,8 @@ def fit_priors(
         train: encoded rows.
         source: of the pairs, `"sequence"` ([`cooccurrence_table`]) or `"ease"` ([`ease_table`]).
         regularization: lambda of EASE.
-        recent_days: counts of users, and EASE, tell what these last days had; all days by default.
+        recent_days: counts of users tell what these last days had, and EASE counts it as [`EASE`] says;
+            all days alike by default.
         folds: groups of users for cross-fitting ([`fold_tables`]); none by default.
         weighted: count pairs by their weights, which needs folds.
 
@@ -80,7 +81,7 @@ def fit_priors(
     def table(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
         sizes = (config.vocab_size, config.num_cooccurrences)
         if source == "ease":
-            return ease_table(rows, *sizes, regularization=regularization, target_days=recent_days)
+            return ease_table(rows, *sizes, regularization=regularization, recent_days=recent_days)
         return cooccurrence_table(rows, *sizes, item_counts=counts, weighted=weighted)
 
     others = fold_tables(table, train, folds) if folds else None
@@ -214,7 +215,7 @@ def ease_table(
     neighbours: int,
     *,
     regularization: float = REGULARIZATION,
-    target_days: float | None = None,
+    recent_days: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The largest weights of [`EASE`] out of each item, by size, in place of counts.
 
@@ -223,7 +224,7 @@ def ease_table(
     Returns:
         Tokens int32 and weights float32 `[vocab_size, neighbours]`, 0 where there is none.
     """
-    model = EASE(train, vocab_size, regularization=regularization, target_days=target_days)
+    model = EASE(train, vocab_size, regularization=regularization, recent_days=recent_days)
     weights = model.weights[:, 1:]  # nothing leads to padding
     width = min(neighbours, weights.shape[1])
     best = np.argpartition(-np.abs(weights), width - 1, axis=1)[:, :width]

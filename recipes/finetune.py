@@ -69,7 +69,7 @@ class FinetuneArguments:
     cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
     ease_regularization: float = field(default=300.0, metadata={"help": "lambda, in users"})
     recent_days: float = field(
-        default=0.0, metadata={"help": "EASE, and counts of users, learn these last days; 0: all"}
+        default=0.0, metadata={"help": "EASE and users' counts read these last days most; 0: none"}
     )
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}

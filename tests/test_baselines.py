@@ -138,7 +138,8 @@ def test_ease_towards_the_last_days_is_the_best_fit_with_an_empty_diagonal() -> 
     for user, row in enumerate(rows):
         x[user, row["input_ids"]] = 1
         y[user, row["input_ids"][4:]] = 1
-    weights = baselines.EASE(rows, 9, regularization=5.0, target_days=0.5).weights
+    y = x + 2 * y  # a day of log, of which the half day at its end has the same say as all of it
+    weights = baselines.EASE(rows, 9, regularization=5.0, recent_days=0.5).weights
     for item in range(1, 9):  # ridge of each column on all other items
         others = np.delete(np.arange(9), item)
         gram = x[:, others].T @ x[:, others] + 5.0 * np.eye(8)

@@ -1,0 +1,123 @@
+"""What EASE wants for a log, told by what people took last: its regularisation, and how much now counts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from .baselines import EASE, REGULARIZATION
+from .evaluation import evaluate
+from .event_columns import SECONDS_PER_DAY
+from .matrices import flatten_column, user_counts
+from .rows import Row, SequenceRows
+
+CANDIDATES = (30.0, 100.0, 300.0, 1000.0)  # users
+RECENT_WINDOWS = 1.5  # windows of a temporal test that are now
+MOST_POPULAR = 3000  # items of a trial, which takes seconds
+ASKED = 5000  # people of a trial
+
+
+def choose_regularization(
+    train: Dataset,
+    vocab_size: int,
+    *,
+    window_days: float | None = None,
+    candidates: Sequence[float] = CANDIDATES,
+) -> float:
+    """The lambda of [`EASE`], of some candidates, that ranks best what people took last.
+
+    EASE learns from the rows without what was last: of everybody the events of the last `window_days`, or
+    of each person the last event; at most 5,000 people who took something new to them are then asked, by
+    NDCG@10. Only the 3,000 most popular items take part.
+
+    Args:
+        train: encoded rows, without negative events; with `timestamps` in seconds for a window.
+        vocab_size: item tokens including 0.
+        candidates: in users; the first of equally good ones is taken.
+
+    Returns:
+        The lambda; that of [`fit_priors`] where nobody took anything new last.
+
+    >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 3], [2, 1, 3]] * 5})
+    >>> choose_regularization(rows, 4, candidates=[10, 100])
+    10
+    """
+    trial = _Trial.of(train, vocab_size, window_days)
+    if not trial.asked:
+        return REGULARIZATION
+    return max(candidates, key=lambda value: trial.ndcg(value))
+
+
+def choose_recent_days(
+    train: Dataset, vocab_size: int, *, window_days: float, regularization: float
+) -> float:
+    """The `recent_days` of [`EASE`] that rank best what people took last: 1.5 windows, or 0 for none.
+
+    The trial is that of [`choose_regularization`].
+
+    >>> now, days = [[1, 2], [1, 3], [1, 3]] * 5, [[0, 8], [0, 9], [9, 10]] * 5
+    >>> times = [[86400 * day for day in row] for row in days]
+    >>> rows = Dataset.from_dict({"input_ids": now, "timestamps": times})
+    >>> choose_recent_days(rows, 4, window_days=1, regularization=10)
+    0.0
+    """
+    trial = _Trial.of(train, vocab_size, window_days)
+    days = RECENT_WINDOWS * window_days
+    if not trial.asked or trial.ndcg(regularization, days) <= trial.ndcg(regularization):
+        return 0.0
+    return days
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Rows to learn from, and those of them that are asked for what came last."""
+
+    rows: list[Row]
+    asked: list[Row]
+    num_items: int
+
+    @classmethod
+    def of(cls, train: Dataset, vocab_size: int, window_days: float | None) -> "_Trial":
+        counts = user_counts(train, vocab_size)
+        counts[0] = 0
+        popular = np.argsort(-counts, kind="stable")[: min(MOST_POPULAR, vocab_size - 1)]
+        tokens = np.zeros(vocab_size, dtype=np.int64)
+        tokens[popular] = 1 + np.arange(len(popular))
+        rows = list(_without_last(train, tokens, window_days))
+        asked = [row for row in rows if not np.isin(row["target_ids"], row["input_ids"]).all()]
+        return cls(rows, asked[:: max(1, -(-len(asked) // ASKED))], len(popular))
+
+    def ndcg(self, regularization: float, recent_days: float | None = None) -> float:
+        k = min(10, self.num_items)
+        result = evaluate(
+            EASE(
+                self.rows,
+                self.num_items + 1,
+                regularization=regularization,
+                recent_days=recent_days,
+            ),
+            self.asked,
+            ks=[k],
+            seen="exclude",
+            target_filter="new",
+            num_items=self.num_items,
+            progress=False,
+        )
+        return result.metrics[f"ndcg@{k}"]
+
+
+def _without_last(train: Dataset, tokens: np.ndarray, window_days: float | None) -> Iterator[Row]:
+    """The rows in other tokens, 0 for none, up to where what was last starts: that is their targets."""
+    start = np.inf
+    if window_days is not None:
+        start = flatten_column(train, "timestamps")[0].max() - window_days * SECONDS_PER_DAY
+    for row in SequenceRows(train):
+        items = tokens[row["input_ids"]]
+        cut = len(items) - 1
+        times = {}
+        if window_days is not None:
+            cut = int(np.searchsorted(row["timestamps"], start))
+            times = {"timestamps": row["timestamps"][:cut][items[:cut] > 0]}
+        before, after = items[: max(cut, 0)], items[max(cut, 0) :]
+        yield times | {"input_ids": before[before > 0], "target_ids": np.unique(after[after > 0])}
