@@ -34,9 +34,9 @@ import ablate_model  # noqa: E402
 import evaluate_cold_items  # noqa: E402
 import measure_behaviours  # noqa: E402
 import measure_did_it_happen as happened  # noqa: E402
+import measure_ease  # noqa: E402
 import measure_mixers  # noqa: E402
 import measure_objectives  # noqa: E402
-import measure_regularization  # noqa: E402
 import measure_replay  # noqa: E402
 import measure_season  # noqa: E402
 import seed_runs  # noqa: E402
@@ -319,8 +319,14 @@ def test_a_step_of_a_replay_knows_what_it_is_told():
 
 def test_what_the_training_part_chose_stands_beside_the_validation_part(log):
     (log / "small" / "prepare.json").write_text(json.dumps({"split": "leave_last_out"}))
-    told = measure_regularization.measure(log / "small")
+    told = measure_ease.measure(log / "small")
     assert told["chosen"] in told["values"] and max(told["values"].values()) > 0
     worst = {"values": {"30": 0.2, "100": 0.4, "300": 0.1, "1000": 0.1}, "chosen": "30"}
-    (row,) = measure_regularization.page({"command": "", "logs": {"small": worst}})[-1:]
+    (row,) = measure_ease.page({"command": "", "logs": {"small": worst}})[-1:]
     assert row == "| small | 0.2000 | 0.4000 | 0.1000 | 0.1000 | 30 | 50% |"
+    (log / "small" / "prepare.json").write_text(json.dumps({"split": "temporal", "test_days": 2}))
+    told = measure_ease.measure(log / "small")
+    assert told["recent days"] in (*told["by recent days"], "0") and "3" in told["by recent days"]
+    worst |= {"by recent days": {"0": 0.4, "3": 0.3}, "recent days": "3"}
+    (row,) = measure_ease.page({"command": "", "logs": {"small": worst}})[-1:]
+    assert row == "| small | 0.4000 | 0.3000 | 3 days | 3 | 75% |"
