@@ -88,6 +88,17 @@ class Cooccurrence:
 REGULARIZATION = 300.0  # of EASE where nobody chose, in users
 
 
+def _leads_to(
+    users: sparse.csr_matrix, inverse: np.ndarray, taken: sparse.csr_matrix
+) -> np.ndarray:
+    """`inverse @ users.T @ taken`, as few people at a time as there are items."""
+    result = np.zeros_like(inverse)
+    for start in range(0, users.shape[0], len(inverse)):
+        part = slice(start, start + len(inverse))
+        result += (taken[part].T @ (users[part] @ inverse)).T
+    return result
+
+
 class EASE:
     """Linear item-item model in closed form (Steck, 2019): `score = x @ B`, the diagonal of B is 0.
 
@@ -127,16 +138,14 @@ class EASE:
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
         if recent_days is None:
-            inverse /= -np.diag(inverse)
-            self.weights = inverse
+            self.weights = inverse / -np.diag(inverse)
         else:
             self.name = f"EASE (lambda {regularization:g}, {recent_days:g} days)"
             times = flatten_column(train_rows, "timestamps")[0]
             log_days = float(times.max(initial=0) - times.min(initial=0)) / SECONDS_PER_DAY
             recent = binary_matrix(train_rows, vocab_size, recent_days)
-            answers = users + np.float32(log_days / recent_days) * recent
-            self.weights = inverse @ (users.T @ answers).toarray()
-            self.weights -= inverse * (np.diag(self.weights) / np.diag(inverse))
+            ridge = _leads_to(users, inverse, recent) * np.float32(log_days / recent_days)
+            self.weights = ridge - inverse * ((1 + np.diag(ridge)) / np.diag(inverse))
         self.weights[np.diag_indices(vocab_size)] = 0.0
 
     def score(self, rows: Sequence[Row]) -> np.ndarray:
