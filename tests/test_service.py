@@ -318,9 +318,9 @@ def check_everybody(store, first: dict) -> None:
         ]
     )
     last, found = store.everybodys(after=place, **wide, without=["skip"])
-    assert [(event["item_id"], event["timestamp"]) for event in found] == [("nut", 50), ("oil", 40)]
+    assert [(event["item_id"], event["timestamp"]) for event in found] == [("oil", 40), ("nut", 50)]
     assert last == max(store.places("ann")) and store.everybodys(after=last, **wide) == (last, [])
-    for part, shown in (({"limit": 2}, "nf"), ({"since": 40}, "nf"), ({"until": 50}, "no")):
+    for part, shown in (({"limit": 2}, "nf"), ({"since": 40}, "nf"), ({"until": 50}, "on")):
         found = store.everybodys(after=place, **wide | part)[1]
         assert [event["item_id"][0] for event in found] == list(shown)
     store.forget("ann")
