@@ -347,9 +347,15 @@ def test_postgres_keeps_histories(postgres_server):
     psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
     with psycopg.connect(postgres_server, autocommit=True) as server:
         server.execute("CREATE DATABASE served")
-    store = HistoryStore(postgres_server.removesuffix("postgres") + "served")
+    url = postgres_server.removesuffix("postgres") + "served"
+    store = HistoryStore(url)
     try:
         check_store(store)
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute("DROP INDEX events_by_time")  # as an older version made it
+            HistoryStore(url).close()
+            found = server.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'events'")
+            assert ("events_by_time",) in found.fetchall()
     finally:
         store.close()
 
