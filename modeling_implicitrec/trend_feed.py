@@ -40,10 +40,10 @@ class TrendFeed:
             return
         until = int(self.model.clock()) + AHEAD
         if self.place:
-            self.place, new = self._stored(self.since, EVER)
+            self.place, new = self._stored(self.since, EVER, recent.size)
         else:  # what is ahead must not push out the latest of now
-            last, new = self._stored(self.since, until)
-            ahead = self._stored(max(self.since, until), EVER)[1]
+            last, new = self._stored(self.since, until, recent.size)
+            ahead = self._stored(max(self.since, until), EVER, recent.size)[1]
             new += [event for event in ahead if event["place"] <= last]
             self.place = last
         waiting = sorted([*self.ahead, *new], key=itemgetter("timestamp", "place"))
@@ -58,12 +58,12 @@ class TrendFeed:
             gone = set(places)
             self.ahead = [event for event in self.ahead if event["place"] not in gone]
 
-    def _stored(self, since: int, until: int) -> tuple[int, list[dict[str, Any]]]:
-        """What was stored since the last call and is of this time, as `everybodys` of a store tells it."""
+    def _stored(self, since: int, until: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """What was stored since the last call and is of this time; see [`~HistoryStore.everybodys`]."""
         return self.store.everybodys(
             after=self.place,
             since=since,
             until=until,
-            limit=self.model.recent.size,
+            limit=limit,
             without=self.model.processor.negative_event_types,
         )

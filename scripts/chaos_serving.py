@@ -69,7 +69,7 @@ class Replay:
             for user in users:
                 place = len(self.acknowledged[user])
                 item = self.histories[user][place % len(self.histories[user])]
-                event = {"user_id": user, "item_id": item, "event_id": str(place)}
+                event: dict = {"user_id": user, "item_id": item, "event_id": str(place)}
                 event["timestamp"] = int(time.time()) - (0 if place % 3 else LATE)
                 told, asked = (self.servers[(place + n) % len(self.servers)] for n in (0, 1))
                 if self.ask(told, "POST", "/events", {"events": [event]}, 201) is None:
