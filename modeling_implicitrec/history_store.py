@@ -1,7 +1,6 @@
 """Users' events in a database, SQLite or PostgreSQL: what `add` returned from outlives a crash."""
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -18,10 +17,12 @@ from sqlalchemy import (
     delete,
     event,
     func,
+    inspect,
     select,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 STRENGTHS = ("count", "duration", "item_duration")
 NAMES = ("event_type", "platform")
@@ -42,6 +43,7 @@ EVENTS = Table(
     *(Column(name, Float) for name in STRENGTHS),
     *(Column(name, String) for name in NAMES),
     Index("events_by_user", "user_id", "timestamp", "place"),
+    Index("events_by_time", "timestamp", "place"),
     Index("events_once", "user_id", "event_id", unique=True),
     sqlite_autoincrement=True,  # the place of a deleted event is never another's
 )
@@ -54,7 +56,7 @@ class HistoryStore:
 
     Args:
         url: `sqlite:///folder/histories.db` or `postgresql://user:password@host/name`; the table is
-            made where it is missing.
+            made where it is missing, and an index that an older version did not make.
 
     >>> store = HistoryStore("sqlite://")
     >>> store.add([{"user_id": "ann", "item_id": "tea", "timestamp": 7}])
@@ -72,7 +74,19 @@ class HistoryStore:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
             event.listen(self.engine, "connect", _set_up_sqlite)
-        TABLES.create_all(self.engine)
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        """Make what is missing, once, whoever else is starting at this moment."""
+        with self.engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(ORDER)))
+            if not inspect(connection).has_table(EVENTS.name):
+                connection.execute(CreateTable(EVENTS, if_not_exists=True))
+            there = {index["name"] for index in inspect(connection).get_indexes(EVENTS.name)}
+            for index in EVENTS.indexes:
+                if index.name not in there:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
     def add(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Store events, all or none; they are on disk when this returns.
@@ -126,7 +140,7 @@ class HistoryStore:
     def everybodys(
         self, *, after: int, since: int, until: int, limit: int, without: Sequence[str] = ()
     ) -> tuple[int, list[dict[str, Any]]]:
-        """Everybody's events that were stored after a place, in the order of storing; no users.
+        """Everybody's events that were stored after a place, oldest first; no users.
 
         Args:
             since: seconds; only events later than that.
@@ -138,16 +152,19 @@ class HistoryStore:
             The place up to which the store was read, and events of `place`, `item_id` and `timestamp`.
         """
         columns = [EVENTS.c[name] for name in ("place", "item_id", "timestamp")]
+        # The latest of all are found by their times; later on the few new ones by their places. The index
+        # of times, which no sum can use, would lead past all that were there before.
+        when = EVENTS.c.timestamp + 0 if after else EVENTS.c.timestamp
         with self.engine.connect() as connection:
             last = connection.scalar(select(func.max(EVENTS.c.place))) or 0
             if last <= after:
                 return after, []
             wanted = select(*columns).where(EVENTS.c.place > after, EVENTS.c.place <= last)
-            wanted = wanted.where(EVENTS.c.timestamp > since, EVENTS.c.timestamp <= until)
+            wanted = wanted.where(when > since, when <= until)
             if without:
                 wanted = wanted.where(func.coalesce(EVENTS.c.event_type, "").not_in(without))
-            latest = wanted.order_by(EVENTS.c.timestamp.desc(), EVENTS.c.place.desc()).limit(limit)
-            rows = sorted(connection.execute(latest).tuples(), key=itemgetter(0))
+            latest = wanted.order_by(when.desc(), EVENTS.c.place.desc()).limit(limit)
+            rows = connection.execute(latest).tuples().all()[::-1]
         return last, [{"place": p, "item_id": item, "timestamp": t} for p, item, t in rows]
 
     def places(self, user_id: str) -> list[int]:

@@ -126,8 +126,7 @@ class RedisStore:
             for name, row in found
             if since < int(row["timestamp"]) <= until and row["event_type"] not in without
         ]
-        latest = sorted(events, key=itemgetter("timestamp", "place"))[-limit:]
-        return last, sorted(latest, key=itemgetter("place"))
+        return last, sorted(events, key=itemgetter("timestamp", "place"))[-limit:]
 
     def places(self, user_id: str) -> list[int]:
         """See [`~HistoryStore.places`]."""

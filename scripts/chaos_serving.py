@@ -1,10 +1,12 @@
-"""Kill a server again and again while a log is replayed, and look for what was lost.
+"""Kill servers again and again while a log is replayed, and look for what was lost.
 
 `python scripts/chaos_serving.py --model outputs/complete_journey --data_dir data/complete_journey`
 
-Clients send events until each is acknowledged, and ask for recommendations in between. Afterwards every
+Clients send events, every third of them late, until each is acknowledged, and ask for recommendations in
+between; of several servers that share the store (`--servers 2`) another one. Afterwards every
 acknowledged event must be in the store, once; no list may have held an item that its user had an
-acknowledged event of, or one that is out of stock; and no answer may have been a 5xx.
+acknowledged event of, or one that is out of stock; no answer may have been a 5xx; and everybody's list must
+be the same from every server, and from one that was started again.
 """
 
 import json
@@ -14,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from local_server import LocalServer
 from modeling_implicitrec import ImplicitRecProcessor, load_sequences, parse_arguments
 
 PATIENCE = 180  # seconds in which a killed server must answer again
+LATE = 600  # seconds that every third event lies in the past
+Listed = list[tuple[str, float]]  # items with their scores
 
 
 @dataclass
@@ -36,19 +41,21 @@ class ChaosArguments:
     seconds: float = field(default=3.0, metadata={"help": "between two kills"})
     clients: int = field(default=4, metadata={"help": "that send at one time"})
     users: int = field(default=200, metadata={"help": "whose histories are replayed"})
+    servers: int = field(default=1, metadata={"help": "of one store, killed in turn"})
     output: str | None = field(default=None, metadata={"help": "JSON file; a page goes beside it"})
 
 
 class Replay:
-    """Clients of a server that comes and goes.
+    """Clients of servers that come and go.
 
     Args:
+        servers: of one store.
         histories: item ids of each user, in order.
         out_of_stock: item ids that no list may hold.
     """
 
-    def __init__(self, server: LocalServer, histories: dict, out_of_stock: set) -> None:
-        self.server, self.out_of_stock = server, out_of_stock
+    def __init__(self, servers: list[LocalServer], histories: dict, out_of_stock: set) -> None:
+        self.servers, self.out_of_stock = servers, out_of_stock
         self.histories = histories
         self.acknowledged: dict[str, dict[str, str]] = defaultdict(dict)  # user, event id, item
         self.statuses: Counter = Counter()
@@ -62,29 +69,41 @@ class Replay:
             for user in users:
                 place = len(self.acknowledged[user])
                 item = self.histories[user][place % len(self.histories[user])]
-                event = {"user_id": user, "item_id": item, "event_id": str(place)}
-                if self.ask("POST", "/events", {"events": [event]}, 201) is None:
+                event: dict = {"user_id": user, "item_id": item, "event_id": str(place)}
+                event["timestamp"] = int(time.time()) - (0 if place % 3 else LATE)
+                told, asked = (self.servers[(place + n) % len(self.servers)] for n in (0, 1))
+                if self.ask(told, "POST", "/events", {"events": [event]}, 201) is None:
                     return
                 self.acknowledged[user][str(place)] = item
-                self.check_list(user)
+                self.check_list(asked, user)
                 if self.stop.is_set():
                     return
 
-    def check_list(self, user: str) -> None:
+    def check_list(self, server: LocalServer, user: str) -> None:
         """Ask for a list; note an item that must not be in it."""
-        answer = self.ask("GET", f"/recommendations/{user}?k=10", None, 200)
+        answer = self.ask(server, "GET", f"/recommendations/{user}?k=10", None, 200)
         if answer is None:
             return
         shown = [str(item["item_id"]) for item in answer["items"]]
         barred = set(self.acknowledged[user].values()) | self.out_of_stock
         self.wrong += [f"{user}: {item}" for item in shown if item in barred]
 
-    def ask(self, method: str, path: str, body: dict | None, expected: int) -> dict | None:
+    def lists(self, server: LocalServer, moment: int) -> list[Listed]:
+        """Everybody's list, asked at one moment."""
+        answers = [
+            self.ask(server, "GET", f"/recommendations/{user}?query_time={moment}", None, 200)
+            for user in self.histories
+        ]
+        return [[(i["item_id"], i["score"]) for i in one["items"]] for one in answers if one]
+
+    def ask(
+        self, server: LocalServer, method: str, path: str, body: dict | None, expected: int
+    ) -> dict | None:
         """The answer, asked for until there is one; None when the replay is over before."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             try:
-                status, answer = self.server.request(method, path, body)
+                status, answer = server.request(method, path, body)
             except OSError:
                 self.unanswered += 1
                 if self.stop.is_set():
@@ -101,7 +120,14 @@ class Replay:
 
 
 def run_chaos(
-    model: str, histories: dict, folder: Path, *, kills: int, seconds: float, clients: int
+    model: str,
+    histories: dict,
+    folder: Path,
+    *,
+    kills: int,
+    seconds: float,
+    clients: int,
+    servers: int = 1,
 ) -> dict:
     """Replay, kill and look; returns what was found, `"problems"` among it."""
     out_of_stock = {items[-1] for items in list(histories.values())[::5]}
@@ -110,22 +136,48 @@ def run_chaos(
     pq.write_table(pa.table(column), catalogue)
     options = {"model": model, "store": f"sqlite:///{folder}/histories.db"}
     options |= {"catalogue": catalogue, "requests_per_second": 100_000.0}
-    with LocalServer(options, log=folder / "server.log") as server:
-        replay = Replay(server, histories, out_of_stock)
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(LocalServer(options, log=folder / f"server_{number}.log"))
+            for number in range(servers)
+        ]
+        replay = Replay(running, histories, out_of_stock)
         users = list(histories)
         parts = [users[start::clients] for start in range(clients)]
         threads = [threading.Thread(target=replay.run, args=(part,)) for part in parts]
         for thread in threads:
             thread.start()
-        for _ in range(kills):
+        for number in range(kills):
             time.sleep(seconds)
-            server.kill()
-            server.start()
+            killed = running[number % servers]
+            killed.kill()
+            killed.start()
         time.sleep(seconds)
         replay.stop.set()
         for thread in threads:
             thread.join()
-    return findings(replay, folder / "histories.db") | {"kills": kills}
+        differing = compare_lists(replay)
+    found = findings(replay, folder / "histories.db") | {"lists that differ": differing}
+    found["problems"] = found.pop("problems") + differing
+    return {"servers": servers} | found | {"kills": kills}
+
+
+def compare_lists(replay: Replay) -> int:
+    """How many lists are not those of the first server: from the others, and from itself, started again."""
+    first, moment = replay.servers[0], int(time.time()) + 1
+    expected = replay.lists(first, moment)
+    others = [replay.lists(server, moment) for server in replay.servers[1:]]
+    first.kill()
+    first.start()
+    others.append(replay.lists(first, moment))
+    return sum(not alike(*pair) for other in others for pair in zip(expected, other, strict=True))
+
+
+def alike(one: Listed, other: Listed) -> bool:
+    """Whether two lists hold the same items in order, with the same scores but for rounding."""
+    return [item for item, _ in one] == [item for item, _ in other] and all(
+        abs(score - again) < 1e-3 for (_, score), (_, again) in zip(one, other)
+    )
 
 
 def findings(replay: Replay, database: Path) -> dict:
@@ -183,6 +235,7 @@ def main() -> None:
             kills=args.kills,
             seconds=args.seconds,
             clients=args.clients,
+            servers=args.servers,
         )
     found |= {"command": " ".join(["python scripts/chaos_serving.py", *sys.argv[1:]])}
     print(json.dumps(found, indent=2))

@@ -9,9 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "serve.py"
 START_SECONDS = 120
+
+
+class Usage(NamedTuple):
+    """What a process has used of the processor so far, in seconds, and its memory now, in bytes."""
+
+    seconds: float
+    bytes: int
 
 
 class LocalServer:
@@ -59,6 +69,12 @@ class LocalServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def usage(self) -> Usage:
+        """Processor and memory of the server."""
+        process = psutil.Process(self.process.pid)
+        times = process.cpu_times()
+        return Usage(times.user + times.system, process.memory_info().rss)
 
     def request(self, method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
         """Status and answer of one request on a connection of its own.

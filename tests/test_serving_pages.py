@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+KINDS = ("paced", "full")
 ROOT = Path(__file__).resolve().parents[1]
-STATE, WEB = (" ".join((ROOT / f"docs/{name}.md").read_text().split()) for name in ("state", "web"))
+STATE, WEB, TREND = (
+    " ".join((ROOT / f"docs/{name}.md").read_text().split()) for name in ("state", "web", "trend")
+)
 
 
 def read(name: str) -> dict:
@@ -47,6 +50,26 @@ def test_a_server_that_was_killed():
     assert all(found[name] == 0 for name in problems) and found["acknowledged events"] > 1000
     page = (ROOT / "docs/results/serving_chaos.md").read_text()
     assert found["command"] in page and f"--kills {found['kills']}" in found["command"]
+
+
+def test_what_a_trend_costs_a_server():
+    found = read("serving_trend")
+    spent = [found[name]["processor ms a request"] for name in ("with", "without")]
+    assert "[{} milliseconds of the processor a request instead of {}]".format(*spent) in TREND
+    assert not any(
+        found[name][kind]["5xx"] for name in found if name != "command" for kind in KINDS
+    )
+    largest = read("serving_store")["runs"][-1]
+    assert largest["events"] == 1_000_000 and "that starts on a million events" in TREND
+    start = [largest[name]["at the start"] for name in ("with", "without")]
+    assert "[{:,.0f} milliseconds instead of {:,.0f}]".format(*start) in TREND
+    assert f"what is new before a batch in {largest['with']['before a batch']:.2f}." in TREND
+
+
+def test_two_servers_of_one_store():
+    found = read("serving_trend_chaos")
+    assert found["servers"] == 2 and f"was killed {found['kills']} times while events" in TREND
+    assert found["problems"] == found["lists that differ"] == 0 < found["acknowledged events"]
 
 
 def test_when_an_index_pays():

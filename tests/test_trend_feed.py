@@ -1,5 +1,8 @@
 """What anybody does enters the trend of a service: once, in time, and as in the model itself."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +29,8 @@ NOW = END + 5000
 TREND = {"use_query_time": True, "num_trend_events": HELD, "trend_context": 6, "copy_prior": True}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write_trending(folder: Path) -> Path:
+    """A checkpoint whose trend is what counts most."""
     log = {"item_id": [f"item {n}" for n in range(ITEMS)], "event_type": ["view", "skip"] * 15}
     log["item_id"] += log["item_id"]  # each is viewed, too
     log["event_type"] += log["event_type"][::-1]
@@ -44,9 +47,12 @@ def folder(tmp_path_factory):
     with torch.no_grad():
         model.head.trend.level.fill_(1.0)
     processor.adapt_to(model.config)
-    return save_checkpoint(
-        tmp_path_factory.mktemp("trending") / "model", model=model, processor=processor
-    )
+    return save_checkpoint(folder, model=model, processor=processor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_trending(tmp_path_factory.mktemp("trending") / "model")
 
 
 @pytest.fixture()
@@ -167,6 +173,33 @@ def test_an_event_counts_once_when_its_time_has_come(settings):
         assert "item 9" in risen(before, once)
         assert send(client, one) == 0
         assert same(listed(client, **asked), once)
+
+
+def test_an_event_ahead_of_the_clock_waits_with_every_server(settings):
+    now = [NOW]
+    settings = replace(settings, clock=lambda: now[0])
+    with serving(settings) as one:
+        send(one, event("eve", 9, NOW - END + 2 * 3600), event("bob", 8, NOW - END + 2 * 3600))
+        with serving(settings) as other:
+            before = listed(one)
+            assert same(listed(other), before)
+            one.delete("/users/bob")
+            now[0] += 3 * 3600
+            after = listed(one)
+            assert "item 9" in risen(before, after) and "item 8" not in risen(before, after)
+            assert "item 9" in risen(before, listed(other))
+        with serving(settings) as later:
+            assert same(listed(later), after)
+
+
+def test_events_ahead_push_nothing_out(settings):
+    with serving(settings) as one:
+        send(one, *ANNS, *BOBS)
+        before = listed(one)
+        send(one, *(event("eve", 9, NOW - END + 7200 + n) for n in range(2 * HELD)))
+        assert same(listed(one), before)
+    with serving(settings) as later:
+        assert same(listed(later), before)
 
 
 def test_a_deleted_users_events_leave_the_trend(settings):
