@@ -40,7 +40,7 @@ from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
 from .default_recipe import LogStatistics, choose_settings, log_statistics, write_default_recipe
-from .ease_trial import choose_recent_days, choose_regularization
+from .ease_trial import EaseSettings, choose_ease
 from .encoding import encode_sequences, encode_splits, training_columns
 from .evaluation import (
     compute_hit_metrics,
@@ -137,8 +137,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LogStatistics",
     "batch_histories",
-    "choose_recent_days",
-    "choose_regularization",
+    "choose_ease",
     "choose_settings",
     "log_statistics",
     "write_default_recipe",
@@ -179,6 +178,7 @@ __all__ = [
     "Cooccurrence",
     "DataCollatorForNextItem",
     "EASE",
+    "EaseSettings",
     "EpochCallback",
     "EventProfile",
     "EventSchema",

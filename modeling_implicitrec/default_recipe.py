@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .baselines import REGULARIZATION
-from .ease_trial import choose_recent_days, choose_regularization
+from .ease_trial import EaseSettings, choose_ease
 from .matrices import first_events, flatten_column, flatten_tokens, positive_events
 from .season import season_evidence
 
@@ -53,8 +52,7 @@ class LogStatistics:
         trend_share: share of the events new to their user whose item somebody had within the last
             `TREND_EVENTS` of everybody.
         season: see [`season_evidence`], for the days of a temporal test.
-        regularization: of EASE, see [`choose_regularization`].
-        recent_days: of EASE, see [`choose_recent_days`]; 0 for none.
+        ease: see [`choose_ease`].
         basket_share: people whose last two events are of one moment; 0 where nothing has a time.
         popular_share: share of them that go to the most popular items, as many as are among so many events.
     """
@@ -71,8 +69,7 @@ class LogStatistics:
     popular_share: float = 0.0
     season: float = 0.0
     basket_share: float = 0.0
-    regularization: float = REGULARIZATION
-    recent_days: float = 0.0
+    ease: EaseSettings = EaseSettings()
 
     @property
     def events_an_item(self) -> float:
@@ -140,11 +137,7 @@ def log_statistics(
     if window is not None:
         log = replace(log, season=season_evidence(taken, vocab_size, days=window))
     if log.by_ease:
-        chosen = choose_regularization(taken, vocab_size, window_days=window)
-        log = replace(log, regularization=chosen)
-        if window is not None:
-            days = choose_recent_days(taken, vocab_size, window_days=window, regularization=chosen)
-            log = replace(log, recent_days=days)
+        log = replace(log, ease=choose_ease(taken, vocab_size, window_days=window))
     return log
 
 
@@ -231,16 +224,17 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
     if long and not ease:
         chosen.append(Choice("model.cooccurrence_context", 10, lengths))
     if ease:
+        best = "ranks best what people took last"
         far = "however long ago" if log.ordered else "no column says what came first"
         chosen += [
             Choice("model.cooccurrence_context", 256, "the whole history is read"),
             Choice("model.cooccurrence_gap_power", 0.0, far),
             Choice("cooccurrence_source", "ease", f"{log.items:,} items"),
-            Choice("ease_regularization", log.regularization, "ranks best what people took last"),
+            Choice("ease_regularization", log.ease.regularization, best),
             Choice("cooccurrence_folds", 3, "everybody reads what others taught"),
         ]
-    if log.recent_days:
-        chosen.append(Choice("recent_days", log.recent_days, "counting them more ranks better"))
+        if log.ease.recent_days:
+            chosen.append(Choice("recent_days", log.ease.recent_days, best))
     if log.window_days is None and log.basket_share > BASKETS:
         told = f"{log.basket_share:.0%} of the last events share their moment with the one before"
         chosen.append(Choice("within_moments", True, told))
@@ -322,7 +316,9 @@ def write_default_recipe(
     baselines += ["own_frequency"] if repeats else []
     baselines += ["recent_frequency"] if repeats and log.timed else []
     baselines += ["cooccurrence"]
-    baselines += [f"{{ease: {{regularization: {log.regularization:g}}}}}"] if ease else []
+    if ease:
+        told = [f"{key}: {value:g}" for key, value in log.ease._asdict().items() if value]
+        baselines += [f"{{ease: {{{', '.join(told)}}}}}"]
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
     asked += [f"protocols: [{'all, new' if repeats else 'new'}]"]
     asked += [f"baselines: [{', '.join(baselines)}]"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -18,14 +19,21 @@ MOST_POPULAR = 3000  # items of a trial, which takes seconds
 ASKED = 5000  # people of a trial
 
 
-def choose_regularization(
+class EaseSettings(NamedTuple):
+    """What [`EASE`] is told, by the names that it has there."""
+
+    regularization: float = REGULARIZATION
+    recent_days: float | None = None
+
+
+def choose_ease(
     train: Dataset,
     vocab_size: int,
     *,
     window_days: float | None = None,
     candidates: Sequence[float] = CANDIDATES,
-) -> float:
-    """The lambda of [`EASE`], of some candidates, that ranks best what people took last.
+) -> EaseSettings:
+    """The settings of [`EASE`], of some, that rank best what people took last.
 
     EASE learns from the rows without what was last: of everybody the events of the last `window_days`, or
     of each person the last event; at most 5,000 people who took something new to them are then asked, by
@@ -34,39 +42,22 @@ def choose_regularization(
     Args:
         train: encoded rows, without negative events; with `timestamps` in seconds for a window.
         vocab_size: item tokens including 0.
-        candidates: in users; the first of equally good ones is taken.
+        window_days: for a window, 1.5 times as many `recent_days` are tried as well.
+        candidates: lambdas, in users.
 
     Returns:
-        The lambda; that of [`fit_priors`] where nobody took anything new last.
+        The first of equally good settings; those of [`fit_priors`] where nobody took anything new last.
 
     >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 3], [2, 1, 3]] * 5})
-    >>> choose_regularization(rows, 4, candidates=[10, 100])
-    10
+    >>> choose_ease(rows, 4, candidates=[10, 100])
+    EaseSettings(regularization=10, recent_days=None)
     """
     trial = _Trial.of(train, vocab_size, window_days)
     if not trial.asked:
-        return REGULARIZATION
-    return max(candidates, key=lambda value: trial.ndcg(value))
-
-
-def choose_recent_days(
-    train: Dataset, vocab_size: int, *, window_days: float, regularization: float
-) -> float:
-    """The `recent_days` of [`EASE`] that rank best what people took last: 1.5 windows, or 0 for none.
-
-    The trial is that of [`choose_regularization`].
-
-    >>> now, days = [[1, 2], [1, 3], [1, 3]] * 5, [[0, 8], [0, 9], [9, 10]] * 5
-    >>> times = [[86400 * day for day in row] for row in days]
-    >>> rows = Dataset.from_dict({"input_ids": now, "timestamps": times})
-    >>> choose_recent_days(rows, 4, window_days=1, regularization=10)
-    0.0
-    """
-    trial = _Trial.of(train, vocab_size, window_days)
-    days = RECENT_WINDOWS * window_days
-    if not trial.asked or trial.ndcg(regularization, days) <= trial.ndcg(regularization):
-        return 0.0
-    return days
+        return EaseSettings()
+    recent = [None] if window_days is None else [None, RECENT_WINDOWS * window_days]
+    tried = [EaseSettings(value, days) for days in recent for value in candidates]
+    return max(tried, key=trial.ndcg)
 
 
 @dataclass(frozen=True)
@@ -88,15 +79,10 @@ class _Trial:
         asked = [row for row in rows if not np.isin(row["target_ids"], row["input_ids"]).all()]
         return cls(rows, asked[:: max(1, -(-len(asked) // ASKED))], len(popular))
 
-    def ndcg(self, regularization: float, recent_days: float | None = None) -> float:
+    def ndcg(self, settings: EaseSettings) -> float:
         k = min(10, self.num_items)
         result = evaluate(
-            EASE(
-                self.rows,
-                self.num_items + 1,
-                regularization=regularization,
-                recent_days=recent_days,
-            ),
+            EASE(self.rows, self.num_items + 1, **settings._asdict()),
             self.asked,
             ks=[k],
             seen="exclude",

@@ -11,10 +11,10 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from modeling_implicitrec import (
+    EaseSettings,
     ImplicitRecConfig,
     LogStatistics,
-    choose_recent_days,
-    choose_regularization,
+    choose_ease,
     choose_settings,
     default_recipe,
     ease_trial,
@@ -77,27 +77,26 @@ def test_the_regularisation_of_ease_is_what_the_log_asks_for(monkeypatch):
     monkeypatch.setattr(ease_trial, "EASE", watched)
     log = log_statistics(DatasetDict(train=train), 9, ordered=False)
     assert asked == [(value, 3) for value in ease_trial.CANDIDATES]  # the last one is held out
-    assert log.regularization in ease_trial.CANDIDATES
+    assert log.ease.regularization in ease_trial.CANDIDATES
     chosen = {choice.key: choice.value for choice in choose_settings(log)}
-    assert chosen["ease_regularization"] == log.regularization
+    assert chosen["ease_regularization"] == log.ease.regularization
     again = Dataset.from_dict({"input_ids": [[1, 1], [2, 2]]})
-    assert choose_regularization(again, 3) == 300  # nobody took anything new
+    assert choose_ease(again, 3) == EaseSettings(300, None)  # nobody took anything new
 
 
 def test_what_people_take_now_counts_more_where_it_ranks_better():
     """One of two things follows the first; which one, is another in the last weeks, or always the same."""
     draw = np.random.default_rng(0)
     start = draw.integers(0, 95, 3000)
-    for turn, recent in ((50, 15.0), (1000, 0.0)):
+    for turn, recent in ((50, 15.0), (1000, None)):
         late = start >= turn
         second = np.where(draw.random(3000) < 0.9, np.where(late, 2, 1), 3)
         first = np.full(3000, 4)
         items, times = np.stack([first, second], 1), np.stack([start, start + 5], 1) * 86_400
         rows = {"input_ids": items.tolist(), "timestamps": times.tolist()}
         train = Dataset.from_dict(rows)
-        days = choose_recent_days(train, 5, window_days=10.0, regularization=100.0)
-        assert days == recent
-    assert settings(window_days=28.0, recent_days=42.0)["recent_days"] == 42.0
+        assert choose_ease(train, 5, window_days=10.0).recent_days == recent
+    assert settings(window_days=28.0, ease=EaseSettings(300, 42.0))["recent_days"] == 42.0
     assert "recent_days" not in settings(window_days=28.0)
 
 

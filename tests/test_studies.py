@@ -318,15 +318,20 @@ def test_a_step_of_a_replay_knows_what_it_is_told():
 
 
 def test_what_the_training_part_chose_stands_beside_the_validation_part(log):
-    (log / "small" / "prepare.json").write_text(json.dumps({"split": "leave_last_out"}))
-    told = measure_ease.measure(log / "small")
-    assert told["chosen"] in told["values"] and max(told["values"].values()) > 0
-    worst = {"values": {"30": 0.2, "100": 0.4, "300": 0.1, "1000": 0.1}, "chosen": "30"}
-    (row,) = measure_ease.page({"command": "", "logs": {"small": worst}})[-1:]
-    assert row == "| small | 0.2000 | 0.4000 | 0.1000 | 0.1000 | 30 | 50% |"
-    (log / "small" / "prepare.json").write_text(json.dumps({"split": "temporal", "test_days": 2}))
-    told = measure_ease.measure(log / "small")
-    assert told["recent days"] in (*told["by recent days"], "0") and "3" in told["by recent days"]
-    worst |= {"by recent days": {"0": 0.4, "3": 0.3}, "recent days": "3"}
-    (row,) = measure_ease.page({"command": "", "logs": {"small": worst}})[-1:]
-    assert row == "| small | 0.4000 | 0.3000 | 3 days | 3 | 75% |"
+    for split, days in (
+        ({"split": "leave_last_out"}, ["all alike"]),
+        ({"split": "temporal", "test_days": 2}, ["all alike", "the last 3 more"]),
+    ):
+        (log / "small" / "prepare.json").write_text(json.dumps(split))
+        told = measure_ease.measure(log / "small")
+        assert list(told["values"]) == days and told["values"]["all alike"]["30"] > 0
+        row, column = told["chosen"]
+        assert column in told["values"][row]
+    values = {"30": 0.2, "100": 0.4, "300": 0.1, "1000": 0.1}
+    worst = {"values": {"all alike": values, "the last 3 more": values}}
+    worst["chosen"] = ["the last 3 more", "30"]
+    rows = measure_ease.page({"command": "", "logs": {"small": worst}})[-2:]
+    assert rows == [
+        "| small | all alike | 0.2000 | 0.4000 | 0.1000 | 0.1000 |  |",
+        "| small | the last 3 more | **0.2000** | 0.4000 | 0.1000 | 0.1000 | 50% |",
+    ]
