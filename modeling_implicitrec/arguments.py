@@ -111,7 +111,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     Raises:
         SystemExit: for a `ValueError`, `FileNotFoundError` or `ImportError` that a module of this package
             raised, with its message, and for a value in `model:` of another type than the configuration
-            has. All other errors keep their traceback.
+            has; and with 130 at Ctrl-C. All other errors keep their traceback.
 
     >>> def main():
     ...     parse_arguments(int, args=[])
@@ -128,6 +128,9 @@ def run_recipe(main: Callable[[], None]) -> None:
         raise SystemExit(f"error: {error}") from None
     except StrictDataclassFieldValidationError as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells have it
 
 
 def _collect_options(dataclass_types: Sequence[type]) -> dict[str, _Option]:

@@ -17,12 +17,17 @@ STATE = "trainer_state.json"
 logger = logging.getLogger(__name__)
 
 
-def load_checkpoint(name: str | Path) -> tuple[ImplicitRecForScoring, ImplicitRecProcessor]:
+def load_checkpoint(
+    name: str | Path, *, data_dir: str | Path | None = None
+) -> tuple[ImplicitRecForScoring, ImplicitRecProcessor]:
     """The model and the processor of a folder or a Hub repository.
+
+    Args:
+        data_dir: prepared data whose tokens the model is to read.
 
     Raises:
         FileNotFoundError: where there is none, or its training has not ended; the message says what to do.
-        ValueError: where the two do not belong together, or a file is damaged.
+        ValueError: where the two, or they and the data, do not belong together, or a file is damaged.
 
     >>> load_checkpoint(".")
     Traceback (most recent call last):
@@ -42,6 +47,14 @@ def load_checkpoint(name: str | Path) -> tuple[ImplicitRecForScoring, ImplicitRe
         why = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"no checkpoint at {str(name)!r}: {where}: {why}") from error
     processor.check_model(model.config)
+    if data_dir is not None and Path(data_dir, "processor").is_dir():
+        of_data = ImplicitRecProcessor.from_pretrained(Path(data_dir, "processor"))
+        if of_data.fingerprint != processor.fingerprint:
+            raise ValueError(
+                f"{data_dir} was prepared with {of_data.vocab_size - 1} items that are not, or not in "
+                f"this order, the {processor.vocab_size - 1} items of {name}: their tokens differ; "
+                f"train on it, from this model with --from_checkpoint {name}"
+            )
     return model, processor
 
 

@@ -26,6 +26,8 @@ REASONS = (
 )
 # A number above the first is a time in the unit beside it (1e11 s is the year 5138).
 TIME_UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
+# A date as one number, 20240501: of these years. As seconds they would be days of 1970.
+DAY_NUMBERS = (1990_01_01, 2100_12_31)
 # Milliseconds since 1970 of 1995 to 2068, read by somebody as microseconds: days of January 1970.
 MISREAD_SECONDS = (788_918_400 / 1e3, 3_100_000_000 / 1e3)
 
@@ -46,6 +48,7 @@ class ColumnRules:
         own_items: whether each platform has item ids of its own, which are then called
             `platform:item`.
         unreadable: the columns that hold text of which none is a time or a number.
+        day_numbers: times are dates that are written as one number, 20240501.
     """
 
     whole_ids: frozenset[str] = frozenset()
@@ -60,6 +63,7 @@ class ColumnRules:
     own_items: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
+    day_numbers: bool = False
 
 
 def text_of(column: ibis.Value) -> ibis.Value:
@@ -84,6 +88,8 @@ def is_whole(column: ibis.Value, from_csv: bool) -> ibis.Value | None:
     kind, whole = column.type(), column.try_cast("int64")
     if kind.is_floating():
         return column.isnull() | column.isnan() | (whole.cast("float64") == column)
+    if kind.is_decimal():
+        return column.isnull() | (whole.notnull() & (column % 1 == 0))
     if kind.is_integer():
         return column.isnull() | whole.notnull()
     text = text_of(column)
@@ -124,6 +130,25 @@ def seconds_of(number: ibis.Value) -> ibis.Value:
     return ibis.cases(*branches)
 
 
+def is_day_number(number: ibis.Value) -> ibis.Value:
+    """Whether a number may be a date such as 20240501."""
+    return (
+        number.between(*DAY_NUMBERS)
+        & (number % 1 == 0)
+        & (number % 100).between(1, 31)
+        & (number % 10_000).between(100, 1_231)
+    )
+
+
+def seconds_of_days(number: ibis.Value) -> ibis.Value:
+    """Seconds since 1970 UTC of dates such as 20240501, and of all else as of `seconds_of`."""
+    digits = number.try_cast("int64").cast("string")
+    parts = (digits.substr(0, 4), digits.substr(4, 2), digits.substr(6, 2))
+    clock = (parts[0] + "-" + parts[1] + "-" + parts[2]).try_cast("timestamp('UTC', 6)")
+    day = ibis.ifelse(is_day_number(number), clock, ibis.null("timestamp('UTC', 6)"))
+    return ibis.coalesce(day.epoch_seconds().cast("float64"), seconds_of(number))
+
+
 def column_of(reason: str) -> str:
     """Our name of the column that a reason of `type_columns` speaks of."""
     return next(word for word in reason.split() if word in (*IDS, "timestamp", "order", *NUMBERS))
@@ -142,7 +167,8 @@ def type_columns(raw: ibis.Table, rules: ColumnRules) -> ibis.Table:
         values["item_id"] = values["platform"].fill_null("") + ":" + text_of(raw.item_id)
     reasons = [(values[name].isnull(), f"missing {name}") for name in IDS]
     if "timestamp" in raw.columns:
-        seconds = seconds_of(raw_time(raw.timestamp))
+        number = raw_time(raw.timestamp)
+        seconds = seconds_of_days(number) if rules.day_numbers else seconds_of(number)
         seconds = seconds + rules.clock_offset if rules.clock_offset else seconds
         values["timestamp"] = seconds
         reasons += [(is_missing(raw.timestamp), "missing timestamp")]
@@ -205,7 +231,10 @@ def find_rules(raw: ibis.Table, given: ColumnRules) -> tuple[ColumnRules, int]:
         for above, _factor, unit in TIME_UNITS:
             parts[unit] = ((number > above) & (number <= limit)).sum()
             limit = above
-        if raw.timestamp.type().is_timestamp():
+        kind = raw.timestamp.type()
+        if not (kind.is_timestamp() or kind.is_date()):
+            parts["days"] = is_day_number(number).sum()
+        if kind.is_timestamp():
             epoch = raw.timestamp.cast("timestamp(6)").epoch_seconds()
             parts["misread"] = epoch.between(*MISREAD_SECONDS).sum()
         if given.earliest is not None:
@@ -232,6 +261,10 @@ def _texts(raw: ibis.Table) -> dict[str, ibis.Value]:
 def _rules(given: ColumnRules, found: dict) -> ColumnRules:
     """The rules with what was found."""
     notes = {f"timestamps in {unit}": found[unit] for *_rest, unit in TIME_UNITS if found.get(unit)}
+    dates = found.get("days") or 0
+    day_numbers = 2 * dates > (found.get("times") or 0)  # of seconds, hardly one in thirty is
+    if day_numbers:
+        notes["timestamps that are days, such as 20240501"] = dates
     if found.get("misread"):
         notes["timestamps a thousand times too small"] = found["misread"]
     unread = (found.get("given item_duration") or 0) - (found.get("read item_duration") or 0)
@@ -240,7 +273,8 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
     if found.get("long"):
         notes["duration not believed"] = found["long"]
     # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
-    is_dated = 2 * (found.get("modern") or 0) >= (found.get("times") or 0)
+    modern = (found.get("modern") or 0) + day_numbers * dates
+    is_dated = 2 * modern >= (found.get("times") or 0)
     given = given if is_dated else replace(given, earliest=None, latest=None)
     whole = frozenset(name for name in IDS if found.get(name))
     unreadable = tuple(
@@ -248,7 +282,9 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
         for name in ("timestamp", "order", *NUMBERS)
         if found.get(f"given {name}") and not found[f"read {name}"]
     )
-    return replace(given, whole_ids=whole, notes=notes, unreadable=unreadable)
+    return replace(
+        given, whole_ids=whole, notes=notes, unreadable=unreadable, day_numbers=day_numbers
+    )
 
 
 def align_columns(table: ibis.Table, columns: Sequence[str]) -> ibis.Table:

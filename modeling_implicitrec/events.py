@@ -45,8 +45,9 @@ class EventSchema:
     """The source's column name for each of ours; `None` where the log has no such column.
 
     Args:
-        timestamp: time type, date, ISO string, or a number since 1970 in seconds, ms, us or ns (each
-            value by its size). `order` gives the order in time where there is no clock (whole numbers).
+        timestamp: time type, date, ISO string, a number since 1970 in seconds, ms, us or ns (each
+            value by its size), or a column of dates such as 20240501.
+            `order` gives the order in time where there is no clock (whole numbers).
         duration: dwell time in seconds. `item_duration`: content length in seconds.
         count: plays or quantity.
         clock_offset: seconds to add to every time, where this log's clock is not UTC.

@@ -39,7 +39,8 @@ def event_weights(
     if input_ids.shape[1] > config.max_position_embeddings:
         raise ValueError(
             f"a history of {input_ids.shape[1]} events is longer than max_position_embeddings "
-            f"{config.max_position_embeddings}; keep the most recent ones"
+            f"{config.max_position_embeddings}; keep the most recent ones, as a processor does "
+            "after processor.adapt_to(model.config)"
         )
     for name, given in (("attention_mask", attention_mask), ("input_weights", input_weights)):
         if given is not None:

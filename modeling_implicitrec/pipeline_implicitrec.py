@@ -81,7 +81,8 @@ class RecommendationPipeline(Pipeline):
         return {}, {name: value for name, value in given.items() if value is not None}, {}
 
     def preprocess(self, input_: list) -> Any:  # type: ignore[override]
-        return self.processor(input_)
+        most = self.model.config.max_position_embeddings
+        return self.processor(input_, max_length=min(self.processor.max_length or most, most))
 
     def _forward(self, input_tensors: Any, **options: Any) -> Any:  # type: ignore[override]
         return self.model.recommend(**input_tensors, **options)

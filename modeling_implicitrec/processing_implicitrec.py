@@ -217,8 +217,8 @@ class ImplicitRecProcessor(ProcessorMixin):
         return self.vocabulary.encode(item_ids)
 
     def decode_items(self, tokens: Iterable[int]) -> list:
-        """Outside ids of tokens; raises `ValueError` for padding or a token out of range."""
-        return self.vocabulary.decode(tokens)
+        """Outside ids of tokens, padding left out; raises `ValueError` for a token out of range."""
+        return self.vocabulary.decode(token for token in tokens if token != 0)
 
     def encode_event_types(self, event_types: Iterable) -> np.ndarray:
         """Event type ids `int64`, 0 for an unknown or missing one."""

@@ -22,6 +22,7 @@ KINDS = {
     ".pq": "Parquet",
     ".csv": "CSV",
     ".tsv": "CSV",
+    ".inter": "CSV",  # RecBole's
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
     ".json": "JSON lines",
@@ -76,6 +77,11 @@ def find_files(connection: ibis.BaseBackend, source: Paths) -> tuple[list[str], 
     patterns = [source] if isinstance(source, (str, Path)) else source
     paths: list[str] = []
     for pattern in patterns:
+        if not isinstance(pattern, (str, Path)):
+            raise ValueError(
+                f"a log's files must be paths, got {type(pattern).__name__} in a list; rows or "
+                "columns in memory are a log as a data frame: pd.DataFrame(...)"
+            )
         remote = scheme_of(pattern) not in ("", "file")
         paths += _remote(connection, str(pattern)) if remote else _local(str(pattern))
     paths = list(dict.fromkeys(paths))

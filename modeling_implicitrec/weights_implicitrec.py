@@ -25,6 +25,7 @@ DURATION_WEIGHTS = ("quantile", "completion", None)
 LENGTH_GROUPS = 5
 QUANTILES = 64
 SAMPLE = 1_000_000  # durations that the quantiles are taken from
+LATEST = 2**40  # seconds: some 35,000 years; a time of our days in milliseconds is more
 ENOUGH = 10_000_000  # events that a mean is taken from
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,10 @@ def read_batches(events: Any) -> list | Iterable:
 def read_strengths(values: Any, name: str) -> np.ndarray:
     numbers = np.asarray(values)
     if numbers.dtype.kind not in "iuf":
-        numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        try:
+            numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        except TypeError as error:
+            raise ValueError(f"{name} must be a number or None for every event: {error}") from error
     numbers = numbers.astype(np.float64, copy=False)
     wrong = np.flatnonzero(np.isinf(numbers) | (numbers < 0))
     if len(wrong):
@@ -116,6 +120,8 @@ def read_times(history: Mapping[str, Any]) -> np.ndarray:
     times = np.asarray(history["timestamps"])
     if len(times) and (times.dtype.kind not in "iuf" or not np.isfinite(times).all()):
         raise ValueError(f"timestamps must be a number of seconds for every event, got {times!r}")
+    if len(times) and times.max() > LATEST:
+        raise ValueError(f"timestamps must be seconds since 1970, got {times.max()}")
     return times.astype(np.int64)
 
 

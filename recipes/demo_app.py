@@ -81,7 +81,7 @@ def main() -> None:
 
 def read_histories(args: DemoArguments) -> dict[str, list[dict]]:
     """The latest events of a few users, those with the most of them left out."""
-    processor = load_checkpoint(args.model)[1]
+    processor = load_checkpoint(args.model, data_dir=args.data_dir)[1]
     rows = load_sequences(Path(args.data_dir) / "sequences")["test"]
     long_enough = [i for i, size in enumerate(rows["length"]) if size >= args.recent // 2]
     step = max(1, len(long_enough) // args.users)

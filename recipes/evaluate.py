@@ -70,7 +70,7 @@ class EvaluateArguments:
 def main() -> None:
     (args,) = parse_arguments(EvaluateArguments)
     splits = load_sequences(Path(args.data_dir) / "sequences")
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, data_dir=args.data_dir)
     training = read_json(Path(args.model) / "training.json") or {}
     check_parts(args, splits, learnt_from=training.get("part", args.train_split))
     train, rows = splits[args.train_split], splits[args.split]

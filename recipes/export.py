@@ -44,7 +44,7 @@ def main() -> None:
     (args,) = parse_arguments(ExportArguments)
     rows = load_sequences(Path(args.data_dir) / "sequences")[args.split]
     rows = rows.select(range(min(args.max_users, len(rows))))
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, data_dir=args.data_dir)
     scorers: list = [ModelScorer(model)]
     floats = Path(args.model) / "model.onnx"
     files = {"onnx": export_onnx(model, floats, times="timestamps" in rows.column_names)}

@@ -59,7 +59,7 @@ class RecommendArguments:
 def main() -> None:
     (args,) = parse_arguments(RecommendArguments)
     rows = load_sequences(Path(args.data_dir) / "latest")["latest"]
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, data_dir=args.data_dir)
     # The trend of the training part ends earlier.
     fit_trend(model, positive_events(rows, processor.negative_event_type_ids))
     moment = moment_of_asking(args, model, rows)
@@ -78,9 +78,9 @@ def main() -> None:
     asked = {} if moment is None else {"query_time": moment}
     batch = batch_histories(model.config, [row | asked])
     top = model.recommend(**batch, top_k=args.top_k, exclude_seen=args.exclude_seen)
-    print(f"\n{args.top_k} recommendations{' of new items' if args.exclude_seen else ''}")
-    for place, (token, score) in enumerate(zip(top.item_tokens[0], top.scores[0]), start=1):
-        item = processor.decode_items([int(token)])[0]
+    items = processor.decode_items(top.item_tokens[0])  # fewer than asked for, where there are
+    print(f"\n{len(items)} recommendations{' of new items' if args.exclude_seen else ''}")
+    for place, (item, score) in enumerate(zip(items, top.scores[0]), start=1):
         print(f"  {place:2d}. {names.get(item, item)}  ({score:.2f})")
 
 

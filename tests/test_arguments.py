@@ -204,6 +204,15 @@ def test_a_recipe_ends_with_the_message_of_what_the_package_refuses(monkeypatch)
         run_recipe(failed)
 
 
+def test_an_interrupted_recipe_ends_without_a_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_recipe(interrupted)
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_help_has_plain_per_cent_signs(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(TrainingArguments, args=["--help"])

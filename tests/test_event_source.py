@@ -45,7 +45,16 @@ FILES = [
     "log.jsonl",
     "log.jsonl.gz",
 ]
-FILES += ["log.jsonl.zst", "log.ndjson", "log.parquet", "log.parq", "log.pq", "LOG.CSV", "a[1].csv"]
+FILES += [
+    "log.inter",
+    "log.jsonl.zst",
+    "log.ndjson",
+    "log.parquet",
+    "log.parq",
+    "log.pq",
+    "LOG.CSV",
+    "a[1].csv",
+]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -200,6 +209,9 @@ def test_tables_in_memory_and_datasets(tmp_path) -> None:
     check_same(stream)
     with pytest.raises(ValueError, match="no column 'when'.*IterableDataset"):
         load_events(stream, EventSchema(timestamp="when"))
+    for not_a_log, kind in ((log.to_dict("list"), "int"), (log.to_dict("records"), "dict")):
+        with pytest.raises(ValueError, match=rf"paths, got {kind} in a list; .*pd\.DataFrame"):
+            load_events(not_a_log)
     splits = datasets.DatasetDict({"train": whole, "test": whole})
     with pytest.raises(ValueError, match=r"DatasetDict has the splits \['train', 'test'\]: choose"):
         load_events(splits)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -206,6 +207,20 @@ def test_ids_are_whole_numbers_or_strings(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (["17.00", "18.00", None], [17, 18]),
+        (["17.50", "18.00", None], ["17.50", "18.00"]),
+        (["12345678901234567890.00", "1.00", None], ["12345678901234567890.00", "1.00"]),
+    ],
+)
+def test_decimals_that_are_whole_are_whole_ids(written, expected) -> None:
+    ids = pa.array([one and Decimal(one) for one in written], pa.decimal128(38, 2))
+    log = pa.table({"user_id": ids, "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
+    assert load_events(log).to_pandas()["user_id"].tolist() == expected
+
+
+@pytest.mark.parametrize(
     "times",
     [
         [1_600_000_000, 1_600_000_001],
@@ -222,6 +237,23 @@ def test_times_of_every_kind_are_seconds(times) -> None:
     assert events.to_pandas()["timestamp"].tolist() == [1_600_000_000.0, 1_600_000_001.0]
     is_milliseconds = isinstance(times, list) and times[0] == 1_600_000_000_000
     assert events.report.notes == ({"timestamps in milliseconds": 2} if is_milliseconds else {})
+
+
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_dates_written_as_numbers_are_days_not_seconds(kind) -> None:
+    days = [20240229, 20240301, 20231231, 20240230, 0]
+    log = pd.DataFrame({"user_id": 1, "item_id": range(5), "timestamp": [*map(kind, days)]})
+    events = load_events(log)
+    expected = pd.to_datetime(["2024-02-29", "2024-03-01", "2023-12-31"])
+    assert pd.to_datetime(events.to_pandas()["timestamp"], unit="s").tolist() == expected.tolist()
+    assert events.report.dropped == {"ancient timestamp": 2}
+    assert events.report.notes == {"timestamps that are days, such as 20240501": 4}
+
+
+def test_seconds_of_a_clock_of_its_own_are_no_dates() -> None:
+    times = [20_240_501, 20_240_592, 20_241_399]
+    log = pd.DataFrame({"user_id": 1, "item_id": range(3), "timestamp": times})
+    assert load_events(log).to_pandas()["timestamp"].tolist() == times
 
 
 def test_strengths_are_clipped_and_missing_ones_noted() -> None:

@@ -100,6 +100,18 @@ def test_options_and_parts_that_do_not_fit_are_refused(recommend):
         pipeline("recommendation", model=recommend.model, processor=other, device="cpu")
 
 
+def test_of_a_long_history_the_latest_events_are_read(tmp_path):
+    processor = ImplicitRecProcessor.fit(LOG)
+    model = tiny(vocab_size=processor.vocab_size, num_event_types=3, max_position_embeddings=4)
+    save_checkpoint(tmp_path, model=model, processor=processor)
+    recommend = pipeline("recommendation", model=str(tmp_path), device="cpu")
+    assert recommend([*"abcdefabcd"]) == recommend([*"abcd"])
+    recommend.processor.max_length = 2
+    assert recommend([*"abcdefabcd"]) == recommend([*"cd"])
+    with pytest.raises(ValueError, match=r"longer than max_position_embeddings 4.*adapt_to"):
+        model.recommend(**ImplicitRecProcessor.fit(LOG)([[*"abcde"]]))
+
+
 def test_it_saves_a_whole_checkpoint(recommend, tmp_path):
     recommend.save_pretrained(tmp_path)
     again = pipeline("recommendation", model=str(tmp_path), device="cpu")

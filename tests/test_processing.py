@@ -5,6 +5,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
@@ -123,8 +124,25 @@ def test_impossible_strengths_are_refused_by_place(count):
 def test_wrong_id_types_and_tokens_are_refused():
     with pytest.raises(ValueError, match="are strings, got 3"):
         processor()([[3]])
-    with pytest.raises(ValueError, match="item tokens are 1 to 3, got 0"):
-        processor().decode_items([0])
+    with pytest.raises(ValueError, match="item tokens are 1 to 3, got 4"):
+        processor().decode_items([4])
+
+
+def test_the_padding_of_a_short_list_is_no_item():
+    made = processor()
+    assert made.decode_items([2, 1, 0, 0]) == made.decode_items([2, 1])
+    assert made.decode_items(made([["b", "c"], ["b"]])["input_ids"][1]) == ["b"]
+
+
+def test_times_in_milliseconds_are_refused():
+    events = [{"item_id": "b", "timestamp": 1_714_521_600_000}]
+    with pytest.raises(ValueError, match="history 0: timestamps must be seconds .* 1714521600000"):
+        processor()([events])
+
+
+def test_a_missing_value_of_pandas_is_named():
+    with pytest.raises(ValueError, match="history 0: count must be a number or None.*NAType"):
+        processor()([[{"item_id": "b", "count": pd.NA}]])
 
 
 def test_logs_that_teach_nothing_are_refused():

@@ -15,8 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 from transformers import AutoModel
 
-import modeling_implicitrec  # noqa: F401 AutoModel knows the model by it
-from modeling_implicitrec import load_sequences
+from modeling_implicitrec import ImplicitRecProcessor, load_sequences  # by it AutoModel knows
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
@@ -296,11 +295,18 @@ def test_training_and_evaluation_push_what_they_made(hub, data, tmp_path, capsys
 
 
 def test_recommendations_are_printed(data, trained, capsys):
-    options = {"model": trained, "data_dir": data, "user_id": 3, "top_k": 5}
+    options = {"model": trained, "data_dir": data, "user_id": 3, "top_k": 500}
     run("recommend", str(RECIPES / "complete_journey" / "recommend.yaml"), *words(options))
     printed = capsys.readouterr().out
-    assert "user 3:" in printed
-    assert "  5. " in printed
+    assert "user 3:" in printed and "\n30 recommendations\n" in printed
+
+
+def test_data_of_another_vocabulary_is_refused(data, trained, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    ImplicitRecProcessor.fit({"item_id": range(30)}).save_pretrained(other / "processor")
+    for name in ("evaluate", "recommend", "export"):
+        with pytest.raises(SystemExit, match="^error: .*other was prepared with 30 .* order"):
+            run(name, *words({"model": trained, "data_dir": other}))
 
 
 def test_unknown_keys_and_missing_data_are_refused(data, trained, tmp_path):

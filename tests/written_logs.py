@@ -31,8 +31,8 @@ def write(path: Path, frame: pd.DataFrame) -> Path:
     elif path.suffix == ".zst":
         kind = "FORMAT csv, HEADER" if kinds[-1] == ".csv" else "FORMAT json"
         duckdb.sql(f"COPY (FROM frame) TO '{path}' ({kind}, COMPRESSION zstd)")
-    elif kinds[-1] in (".csv", ".tsv"):
-        frame.to_csv(path, index=False, sep="\t" if kinds[-1] == ".tsv" else ",")
+    elif kinds[-1] in (".csv", ".tsv", ".inter"):
+        frame.to_csv(path, index=False, sep="," if kinds[-1] == ".csv" else "\t")
     else:
         frame.to_json(path, orient="records", lines=True)
     return path
