@@ -4,7 +4,7 @@ import csv
 import difflib
 import glob
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,10 @@ from .source_files import hide_secrets, partitions_of
 DELIMITERS = (",", "\t", ";", "|")
 OPTIONAL = ("event_type", "duration", "item_duration", "count", "platform")
 LINE = "delim = '\x01', quote = '', escape = '', header = false, auto_detect = false"
+LINE += ", strict_mode = false"  # cells of several lines may end them otherwise than rows
+# Told, since DuckDB looks at the first 20,000 rows only, and the first quote may come later.
+QUOTES = "quote = '\"', escape = '\"'"
+NULLS = "nullstr = ['', '\\N', 'NULL'], allow_quoted_nulls = false"
 JSON_LINES = "format = 'newline_delimited'"
 NO_PARTITIONS = "hive_partitioning = false"
 ROW = "implicitrec_row"  # the place of a row in the source, where the reader knows it
@@ -23,11 +27,16 @@ ROW = "implicitrec_row"  # the place of a row in the source, where the reader kn
 
 @dataclass(frozen=True)
 class FileSchema:
-    """A file's column names with DuckDB's types of them, and the delimiter of a CSV."""
+    """A file's column names with DuckDB's types of them, and the delimiter and quotes of a CSV.
+
+    Args:
+        quotes: options that say what quotes are; "" leaves it to DuckDB.
+    """
 
     path: str
     columns: dict[str, str]
     delimiter: str = ""
+    quotes: str = ""
 
 
 def missing_column(name: str, column: str, place: str, found: Iterable[str]) -> ValueError:
@@ -132,13 +141,18 @@ class LogFiles:
                 f"read_json({_listed([path])}, {JSON_LINES}, {NO_PARTITIONS}, sample_size = -1)"
             )
             columns = self._describe(reader)
-            if columns == {"json": "JSON"} and not self._rows(f"FROM {reader} LIMIT 1"):
+            if set(columns) != {"json"}:  # DuckDB's name for what is no object
+                return FileSchema(path, columns)
+            if not self._rows(f"FROM {reader} LIMIT 1"):
                 return None
-            return FileSchema(path, columns)
         except (duckdb.Error, OSError, EOFError) as error:
             raise ValueError(
                 f"could not read {hide_secrets(path)}: {_first_words(error)}"
             ) from error
+        raise ValueError(
+            f"{hide_secrets(path)} must hold a JSON object a line, as pandas' "
+            "to_json(orient='records', lines=True) writes them"
+        )
 
     def _csv_schema(self, path: str, wanted: set[str]) -> FileSchema | None:
         """By the header alone: rows that do not fit it shall not change what it is."""
@@ -151,13 +165,18 @@ class LogFiles:
         split = {d: next(csv.reader([lines[0][0] or ""], delimiter=d), []) for d in DELIMITERS}
         delimiter = max(split, key=lambda d: (len(wanted & set(split[d])), len(split[d])))
         schema = FileSchema(path, dict.fromkeys(split[delimiter], "VARCHAR"), delimiter)
-        try:
-            found = self._describe(self._readers([schema])[0])
-            named = set(filter(None, schema.columns))  # of pandas' row numbers, which it has not
-            problem = None if named <= set(found) else "cannot tell its columns"
-        except duckdb.Error as error:
-            problem = _first_words(error)
-        if problem and wanted <= set(schema.columns):
+        named = set(filter(None, schema.columns))  # of pandas' row numbers, which it has not
+        # A tab hardly ever needs quotes; and some have other ones, or quotes that are none.
+        for quotes in ("",) if delimiter == "\t" else (QUOTES, ""):
+            schema = replace(schema, quotes=quotes)
+            try:
+                found = self._describe(self._readers([schema])[0])
+                problem = None if named <= set(found) else "cannot tell its columns"
+            except duckdb.Error as error:
+                problem = _first_words(error)
+            if not problem:
+                return schema
+        if wanted <= set(schema.columns):
             problem = f", {line}" if (line := self._bad_line(schema)) else f": {problem}"
             raise ValueError(f"could not read {hide_secrets(path)}{problem}")
         return schema
@@ -200,7 +219,7 @@ class LogFiles:
         """Calls that read the files in their order: one, or of CSVs one for each change of header."""
         options = [more] if more else []
         if self.kind == "CSV":
-            options += ["header = true", "skip = 0", "all_varchar = true"]
+            options += ["header = true", "skip = 0", "all_varchar = true", NULLS]
         options += [f"hive_partitioning = {bool(self.partitions)}", "hive_types_autocast = false"]
         if self.kind == "Parquet":
             options += ["union_by_name = true"]
@@ -211,11 +230,11 @@ class LogFiles:
             options += [JSON_LINES, f"columns = {{{columns}}}"]
             return [f"read_json({_listed(_paths(schemas))}, {_joined(options)})"]
         readers = []
-        for (_names, delimiter), alike in groupby(
-            schemas, lambda schema: (tuple(schema.columns), schema.delimiter)
+        for (_names, delimiter, quotes), alike in groupby(
+            schemas, lambda schema: (tuple(schema.columns), schema.delimiter, schema.quotes)
         ):
-            delim = f"delim = {sql_text(delimiter)}"
-            readers += [f"read_csv({_listed(_paths(alike))}, {_joined([*options, delim])})"]
+            told = [f"delim = {sql_text(delimiter)}", *filter(None, [quotes])]
+            readers += [f"read_csv({_listed(_paths(alike))}, {_joined([*options, *told])})"]
         return readers
 
     def _check_columns(self, names: dict[str, str]) -> None:
@@ -320,4 +339,5 @@ def _first_words(error: Exception) -> str:
     """What a library says, without its advice; of a traceback, what it ends with."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     said = [line for line in lines if line.strip()]
+    said = [line for line in said if "not utf-8" in line] or said
     return hide_secrets((said[-1] if "Traceback" in said[0] else said[0]).strip()[:300])

@@ -117,6 +117,30 @@ def test_headers_in_another_order_and_empty_files(tmp_path) -> None:
     check_same(tmp_path)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_first_quotes_of_a_csv_may_come_late(tmp_path, newline) -> None:
+    """DuckDB looks for them in the first 20,000 rows."""
+    many = pd.DataFrame({"user_id": range(21_000), "item_id": "a", "timestamp": 1})
+    many.to_csv(tmp_path / "log.csv", index=False, lineterminator=newline)
+    quoted = ['"b"', '"c, d"', '"the ""e"""', '"two\nlines"', "'n f", '5" g']
+    with (tmp_path / "log.csv").open("a", newline="") as file:
+        file.writelines(f"{place},{cell},2{newline}" for place, cell in enumerate(quoted))
+    events = load_events(tmp_path / "log.csv")
+    found = events.to_pandas()["item_id"].tolist()[21_000:]
+    assert found == ["b", "c, d", 'the "e"', "two\nlines", "'n f", '5" g']
+    assert events.report.rows_in == 21_006
+
+
+def test_what_databases_write_for_no_value_is_none(tmp_path) -> None:
+    rows = ["1,a,2,NULL", "NULL,b,2,1", "\\N,c,2,1", '"2","NULL",2,3', '3,"",2,3']
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,count", *rows]))
+    events = load_events(tmp_path / "log.csv", COUNTED)
+    assert events.report.dropped == {"missing user_id": 2, "missing item_id": 1}
+    frame = events.to_pandas()
+    assert frame["user_id"].tolist() == [1, 2] and frame["item_id"].tolist() == ["a", "NULL"]
+    assert frame["count"].isna().tolist() == [True, False]
+
+
 def test_urls_of_any_file_system() -> None:
     files = fsspec.filesystem("memory")
     files.store.clear()

@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,13 @@ def test_files_of_several_kinds_are_refused(tmp_path) -> None:
         load_events(tmp_path / "empty")
     (tmp_path / "empty" / "a.csv").write_text("")
     assert "is empty" in refused(tmp_path / "empty")
+
+
+def test_a_json_file_that_is_one_array_says_what_is_wanted(tmp_path) -> None:
+    small_log().to_json(tmp_path / "log.json", orient="records")
+    assert "log.json must hold a JSON object a line, as pandas'" in refused(tmp_path / "log.json")
+
+
+def test_a_csv_of_another_encoding_says_so(tmp_path) -> None:
+    small_log().assign(item_id="Käse").to_csv(tmp_path / "log.csv", encoding="latin-1")
+    assert re.search(r"log.csv.*not utf-8 encoded", refused(tmp_path / "log.csv"))
