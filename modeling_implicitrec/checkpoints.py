@@ -109,7 +109,9 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
     return len(states) >= processes and all(zipfile.is_zipfile(path) for path in states)
 
 
-def resume_point(training: TrainingArguments) -> str | None:
+def resume_point(
+    training: TrainingArguments, processor: ImplicitRecProcessor | None = None
+) -> str | None:
     """What `Trainer.train` takes as `resume_from_checkpoint` to end as if the run had not been killed.
 
     Without a whole checkpoint the run starts anew. Early stopping goes on counting where it was, and a run
@@ -117,10 +119,21 @@ def resume_point(training: TrainingArguments) -> str | None:
 
     Args:
         training: of the run, the same as before but for what is set here.
+        processor: of the data, where the checkpoints hold theirs ([`ProcessorCallback`]).
+
+    Raises:
+        ValueError: where the run learnt from data of other items.
     """
     checkpoint = last_checkpoint(str(training.output_dir), processes=training.world_size)
     if checkpoint is None:
         return None
+    if processor is not None:
+        known = ImplicitRecProcessor.from_pretrained(checkpoint)
+        if known.fingerprint != processor.fingerprint:
+            raise ValueError(
+                f"{checkpoint} learnt from data of other items, or in another order: start anew, from it "
+                f"with --from_checkpoint {checkpoint} and another output_dir"
+            )
     training.restore_callback_states_from_checkpoint = True
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     control = state.stateful_callbacks.get("TrainerControl", {})

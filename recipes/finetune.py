@@ -381,7 +381,7 @@ def main() -> None:
                 "season_days counts people's events and needs whole weights: neither "
                 "dp_epsilon nor FSDP goes with it"
             )
-    resumed_from = resume_point(training) if args.resume else None
+    resumed_from = resume_point(training, processor) if args.resume else None
     trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
-from modeling_implicitrec import last_checkpoint, resume_point
+from modeling_implicitrec import ImplicitRecProcessor, last_checkpoint, resume_point
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # where scripts find each other
@@ -127,3 +127,14 @@ def test_a_run_that_had_stopped_early_stays_stopped(tmp_path):
     (path / "trainer_state.json").write_text(json.dumps(state))
     assert resume_point(training) == str(path)
     assert training.max_steps == 12
+
+
+def test_a_run_on_data_of_other_items_is_not_gone_on_with(tmp_path):
+    path = write_checkpoint(tmp_path, 12)
+    ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]}).save_pretrained(path)
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    same = ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]})
+    assert resume_point(training, same) == str(path)
+    other = ImplicitRecProcessor.fit({"item_id": ["rye", "tea"]})  # whose tokens they are now
+    with pytest.raises(ValueError, match="checkpoint-12 learnt from data of other items"):
+        resume_point(training, other)
