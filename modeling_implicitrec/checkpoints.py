@@ -128,7 +128,10 @@ def resume_point(
     if checkpoint is None:
         return None
     if processor is not None:
-        known = ImplicitRecProcessor.from_pretrained(checkpoint)
+        try:
+            known = ImplicitRecProcessor.from_pretrained(checkpoint)
+        except OSError:  # the run was killed before it was written
+            known = processor
         if known.fingerprint != processor.fingerprint:
             raise ValueError(
                 f"{checkpoint} learnt from data of other items, or in another order: start anew, from it "

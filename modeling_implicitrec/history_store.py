@@ -1,5 +1,7 @@
 """Users' events in a database, SQLite or PostgreSQL: what `add` returned from outlives a crash."""
 
+import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -209,10 +211,14 @@ def _events_of(user_id: str) -> Select:
 
 
 def _set_up_sqlite(connection: Any, record: Any) -> None:
-    for setting in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        f"busy_timeout={WAIT}",
-        "secure_delete=ON",
-    ):
+    for setting in (f"busy_timeout={WAIT}", "synchronous=FULL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {setting}")
+    late = time.monotonic() + WAIT / 1000
+    while True:  # for others who are at it SQLite does not wait by itself
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > late:
+                raise
+            time.sleep(0.01)
