@@ -171,6 +171,10 @@ class _Yaml12Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(
+                    f"a key must be a name, got a list or mapping{key_node.start_mark}"
+                )
             if key_node.value in seen:
                 raise yaml.YAMLError(f"key {key_node.value!r} is given twice{key_node.start_mark}")
             seen.add(key_node.value)
