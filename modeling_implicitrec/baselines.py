@@ -138,7 +138,8 @@ class EASE:
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
         if recent_days is None:
-            self.weights = inverse / -np.diag(inverse)
+            inverse /= -np.diag(inverse)
+            self.weights = inverse
         else:
             self.name = f"EASE (lambda {regularization:g}, {recent_days:g} days)"
             times = flatten_column(train_rows, "timestamps")[0]
