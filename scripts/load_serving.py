@@ -41,9 +41,8 @@ TITLES = {
     "recommendations": "ten recommendations after it",
     "both": "both",
 }
-Replayed = tuple[
-    dict[str, list[float]], Counter, float
-]  # seconds by name, statuses, seconds in all
+# Seconds by name, statuses, seconds in all.
+Replayed = tuple[dict[str, list[float]], Counter, float]
 
 
 @dataclass
@@ -258,14 +257,12 @@ def comparison(found: dict) -> str:
         ["5xx", *(f"{sum(o[k]['5xx'] for k in ('paced', 'full'))}" for o in both)],
     ]
     rows += [[name, *(f"{o[name]}" for o in both)] for name in ("processor ms a request", "MB")]
-    lines = ["# The service with a trend under load", "", what_is_measured(__doc__), ""]
-    lines += [
-        f"`{found['command']}`; each server has one model thread, on a machine that also runs"
-    ]
-    lines[-1] += (
-        " the clients; the milliseconds of the processor and the memory are the server's own."
+    how = (
+        f"`{found['command']}`; each server has one model thread, on a machine that also runs the clients; "
+        "the milliseconds of the processor and the memory are the server's own."
     )
-    return "\n".join([*lines, "", *table(["", "with the trend", "without"], rows)]) + "\n"
+    head = ["# The service with a trend under load", "", what_is_measured(__doc__), "", how, ""]
+    return "\n".join([*head, *table(["", "with the trend", "without"], rows)]) + "\n"
 
 
 def main() -> None:
