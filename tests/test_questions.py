@@ -127,24 +127,6 @@ def test_labels_of_a_table_are_split_by_time_where_it_has_times():
     assert missed == 1 and sum(map(len, parts.values())) == 4
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"timestamp": 1_700_000_000_000}, "seconds since 1970 or a date.*1700000000000"),
-        ({"timestamp": "soon"}, "seconds since 1970 or a date.*soon"),
-        ({"timestamp": [DAY, DAY, np.nan]}, "seconds since 1970 or a date.*nan"),
-        ({"timestamp": DAY, "label": ["a", None, "b"]}, "1 of 3 have none"),
-        ({"user_id": [5, 6, 6]}, "one label, got 1 more, the first of 6"),
-        ({"user_id": ["A", "B", "C"]}, "got 0 of 3; users are such as '5', .* 'A'"),
-    ],
-)
-def test_labels_that_would_leak_or_mean_nothing_are_refused(changed, message):
-    rows = rows_of(user_id=[5, 6, 7], input_ids=[[1]] * 3, timestamps=[[0]] * 3)
-    table = pd.DataFrame({"user_id": [5, 6, 7], "label": [0, 1, 0]}).assign(**changed)
-    with pytest.raises(ValueError, match=message):
-        ask_table(rows, table)
-
-
 def test_metrics_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     generator = np.random.default_rng(0)
