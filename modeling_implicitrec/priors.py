@@ -48,7 +48,8 @@ def fit_priors(
         weighted: count pairs by their weights, which needs folds.
 
     Raises:
-        ValueError: for another source, weights without folds, or `recent_days` where nothing reads them.
+        ValueError: for another source, weights without folds, or `recent_days` where nothing reads them;
+            for rows in the place of the processor.
 
     >>> from modeling_implicitrec import ImplicitRecConfig
     >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "tea"]})
@@ -57,6 +58,8 @@ def fit_priors(
     >>> (model.item_frequency[1] / model.item_frequency[2]).item()
     2.0
     """
+    if isinstance(processor, Dataset):
+        raise ValueError("expected fit_priors(model, processor, rows), got rows as the processor")
     config, counts = model.config, processor.item_counts
     train = positive_events(train, processor.negative_event_type_ids)
     by_users = config.collapse_repeats or not counts.any()
