@@ -283,6 +283,8 @@ def fit_baselines(
             own_frequency, recent_frequency, cooccurrence, item_knn, als, bpr and ease, or a setting that
             it does not have.
     """
+    if isinstance(names, str):
+        raise ValueError(f"names of baselines must be a list, such as [{names!r}], got {names!r}")
     known: dict[str, Callable[..., Scorer]] = {
         "popularity": Popularity,
         "recent_popularity": partial(RecentPopularity, days=28.0),

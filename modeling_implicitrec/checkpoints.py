@@ -61,7 +61,7 @@ def load_checkpoint(
 class ProcessorCallback(TrainerCallback):
     """Saves the processor with every checkpoint of Trainer, which then loads by itself.
 
-    Trainer would do so with its `processing_class`, but asks a processor for a tokenizer of text.
+    As Trainer does with its `processing_class`, but in every folder of a checkpoint alone.
 
     >>> callbacks = [ProcessorCallback(ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]}))]
     """

@@ -1,6 +1,20 @@
-"""Whether a model and a processor belong together."""
+"""Whether a model and a processor belong together, and what Trainer asks of a processor."""
 
 from typing import Any
+
+
+class SpecialTokens:
+    """Of the tokenizer that Trainer looks for: padding alone, which models have at the same place."""
+
+    eos_token_id = bos_token_id = None
+    pad_token_id = 0
+
+
+class TrainerProcessor:
+    """Makes a processor what Trainer takes as its `processing_class`, and saves with the weights."""
+
+    tokenizer = SpecialTokens()
+    model_input_names = ["input_ids"]
 
 
 def check_together(config: Any, processor: Any) -> None:

@@ -139,7 +139,16 @@ def _encode(batch: pa.RecordBatch, processor: ImplicitRecProcessor) -> tuple[pa.
 
 
 def encode_splits(splits: Mapping[str, Dataset], processor: ImplicitRecProcessor) -> DatasetDict:
-    """Encode every part of a split."""
+    """Encode every part of a split.
+
+    Raises:
+        ValueError: for rows that are not split; [`encode_sequences`] takes them.
+    """
+    if not isinstance(splits, Mapping):
+        raise ValueError(
+            "expected the parts of a split, as leave_last_out gives them; rows alone go through "
+            f"encode_sequences; got {type(splits).__name__}"
+        )
     return DatasetDict({name: encode_sequences(rows, processor) for name, rows in splits.items()})
 
 

@@ -125,8 +125,10 @@ def evaluate(
     Users left without a target are not evaluated.
 
     Raises:
-        ValueError: if options contradict each other, a target is invalid or none is left.
+        ValueError: if options contradict each other, a target is invalid or none is left; for a model in
+            the place of a scorer, or rows without targets.
     """
+    _check_given(scorer, rows)
     _check_options(ks, seen, target_filter)
     targets, kept = _read_targets(rows, num_items, target_filter, batch_size)
     chosen = rows.select(kept) if isinstance(rows, Dataset) else [rows[i] for i in kept]
@@ -151,6 +153,15 @@ def evaluate(
     asked = np.concatenate(targets)
     numbers = (len(asked), int((asked < 0).sum()))
     return EvaluationResult(metrics, intervals, per_user, len(kept), np.array(kept), *numbers)
+
+
+def _check_given(scorer: Scorer, rows: Sequence[Row] | Dataset) -> None:
+    if isinstance(scorer, torch.nn.Module):
+        raise ValueError("expected a scorer, such as ModelScorer(model), got the model itself")
+    if len(rows) and "target_ids" not in rows[0]:
+        raise ValueError(
+            f"expected rows with target_ids, as a split's test part has them, got {sorted(rows[0])}"
+        )
 
 
 def _check_options(ks: Sequence[int], seen: Seen, target_filter: TargetFilter) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .weights_implicitrec import COLUMNS
 
+logger = logging.get_logger(__name__)
 LISTS = (Sequence, np.ndarray)
 
 
@@ -39,8 +41,12 @@ def _columns(history: Any, place: int) -> dict[str, Any]:
     elif isinstance(history, str) or not isinstance(history, LISTS):
         raise ValueError(f"history {place}: expected a list of items or events, got {history!r}")
     elif len(history) and isinstance(history[0], Mapping):
-        names = {key for event in history for key in event} & set(COLUMNS)
-        columns = {COLUMNS[name]: [event.get(name) for event in history] for name in names}
+        keys = {key for event in history for key in event}
+        if unread := sorted(map(str, keys - set(COLUMNS))):
+            logger.warning_once(f"of an event only {', '.join(COLUMNS)} are read, not {unread}")
+        columns = {
+            COLUMNS[name]: [event.get(name) for event in history] for name in keys & set(COLUMNS)
+        }
     else:
         columns = {"item_ids": history}
     if "item_ids" not in columns:

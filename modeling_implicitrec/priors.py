@@ -48,7 +48,8 @@ def fit_priors(
         weighted: count pairs by their weights, which needs folds.
 
     Raises:
-        ValueError: for another source, weights without folds, or `recent_days` where nothing reads them.
+        ValueError: for another source, weights without folds, or `recent_days` where nothing reads them;
+            for rows in the place of the processor.
 
     >>> from modeling_implicitrec import ImplicitRecConfig
     >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "tea"]})
@@ -57,6 +58,8 @@ def fit_priors(
     >>> (model.item_frequency[1] / model.item_frequency[2]).item()
     2.0
     """
+    if isinstance(processor, Dataset):
+        raise ValueError("expected fit_priors(model, processor, rows), got rows as the processor")
     config, counts = model.config, processor.item_counts
     train = positive_events(train, processor.negative_event_type_ids)
     by_users = config.collapse_repeats or not counts.any()
@@ -71,12 +74,7 @@ def fit_priors(
     fit_trend(model, train)
     if not config.num_cooccurrences:
         return
-    if source not in ("sequence", "ease"):
-        raise ValueError(f"source must be 'sequence' or 'ease', got {source!r}")
-    if folds == 1 or folds < 0:
-        raise ValueError(f"folds must be 0, for none, or at least 2, got {folds}")
-    if weighted and folds < 2:
-        raise ValueError(f"weighted pairs need folds of at least 2, got {folds}")
+    _check_pairs(source, folds, weighted)
 
     def table(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
         sizes = (config.vocab_size, config.num_cooccurrences)
@@ -86,6 +84,15 @@ def fit_priors(
 
     others = fold_tables(table, train, folds) if folds else None
     model.fit_cooccurrences(*table(train), folds=others)
+
+
+def _check_pairs(source: str, folds: int, weighted: bool) -> None:
+    if source not in ("sequence", "ease"):
+        raise ValueError(f"source must be 'sequence' or 'ease', got {source!r}")
+    if folds == 1 or folds < 0:
+        raise ValueError(f"folds must be 0, for none, or at least 2, got {folds}")
+    if weighted and folds < 2:
+        raise ValueError(f"weighted pairs need folds of at least 2, got {folds}")
 
 
 def fit_trend(model: ImplicitRecForScoring, train: Dataset) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from .compatibility_implicitrec import check_together
+from .compatibility_implicitrec import TrainerProcessor, check_together
 from .histories_implicitrec import ages_in_rows, check_offsets, pad_histories, read_histories
 from .integrity_implicitrec import objects_only, where
 from .vocabulary_implicitrec import FILE_NAME, ItemVocabulary, count_items
@@ -31,7 +31,7 @@ from .weights_implicitrec import (
 )
 
 
-class ImplicitRecProcessor(ProcessorMixin):
+class ImplicitRecProcessor(TrainerProcessor, ProcessorMixin):
     """Turns histories into model inputs. Build one with [`ImplicitRecProcessor.fit`].
 
     Token 0 is padding; items are 1 to `vocab_size - 1` by falling training count. Event type 0 and

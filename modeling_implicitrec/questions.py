@@ -15,6 +15,7 @@ from .event_columns import SECONDS_PER_DAY as DAY
 from .matrices import INPUTS
 from .metrics import auc, average_precision, calibration_error, log_loss
 from .rows import Row, SequenceRows
+from .weights_implicitrec import LATEST
 
 ACTIVITY_DAYS = (7, 28, 91)
 
@@ -221,11 +222,13 @@ def ask_table(
         The parts, and how many labels are of users without a history then.
 
     Raises:
-        ValueError: where fewer than three labels have a history.
+        ValueError: where fewer than three labels have a history, a label is missing, a moment is none, or,
+            without moments, a user has two labels.
     """
     places = {str(row["user_id"]): place for place, row in enumerate(rows)}
     timed = "timestamp" in table
     moments = _seconds(table["timestamp"]) if timed else np.full(len(table), np.inf)
+    _check_labels(rows, table, timed)
     kept = []
     for number, (user, moment) in enumerate(zip(table["user_id"].astype(str), moments)):
         times = np.asarray(rows[places[user]]["timestamps"]) if user in places else np.empty(0)
@@ -234,7 +237,11 @@ def ask_table(
             asked = moment if timed else float(times[-1])
             kept.append((number, places[user], stop, activity_features(times[:stop], asked)))
     if len(kept) < 3:
-        raise ValueError(f"expected at least three labels of users with a history, got {len(kept)}")
+        raise ValueError(
+            f"expected at least three labels of users with a history, got {len(kept)} of {len(table)}; "
+            f"users are such as {next(iter(places), None)!r}, those of the labels such as "
+            f"{next(iter(table['user_id'].astype(str)), None)!r}"
+        )
     numbers, found, stops, features = (np.stack(column) for column in zip(*kept))
     labels = table["label"].to_numpy()[numbers]
     whole = AskedRows(rows, found, stops, labels, features, np.full(len(kept), np.nan))
@@ -248,11 +255,33 @@ def ask_table(
     )
 
 
+def _check_labels(rows: SequenceRows, table: pd.DataFrame, timed: bool) -> None:
+    if len(rows) and "timestamps" not in rows[0]:
+        raise ValueError("questions need rows with timestamps, these have none")
+    if missing := int(table["label"].isna().sum()):
+        raise ValueError(f"every row needs a label, {missing} of {len(table)} have none")
+    twice = table["user_id"][table["user_id"].duplicated()]
+    if len(twice) and not timed:  # the same history would be learnt from and asked for
+        raise ValueError(
+            f"without a timestamp a user has one label, got {len(twice)} more, the first of {twice.iloc[0]}"
+        )
+
+
 def _seconds(times: pd.Series) -> np.ndarray:
     """Seconds since 1970 UTC of numbers or dates."""
     if pd.api.types.is_numeric_dtype(times):
-        return times.to_numpy(np.float64)
-    return pd.to_datetime(times, utc=True).astype("datetime64[s, UTC]").astype("int64").to_numpy()
+        seconds = times.to_numpy(np.float64, na_value=np.nan)
+        wrong = ~(np.isfinite(seconds) & (seconds <= LATEST))
+    else:
+        dates = pd.to_datetime(times, utc=True, errors="coerce")
+        wrong = dates.isna().to_numpy()
+        seconds = dates.astype("datetime64[s, UTC]").astype("int64").to_numpy(np.float64)
+    if wrong.any():
+        raise ValueError(
+            "timestamp of a label must be seconds since 1970 or a date such as 2024-05-01, got "
+            f"{times[wrong].iloc[0]}"
+        )
+    return seconds
 
 
 class DataCollatorForQuestions:

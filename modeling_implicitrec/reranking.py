@@ -13,7 +13,7 @@ ListRule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class RankingRules:
-    """What a list may hold and how it is arranged.
+    """What a list may hold and how it is arranged; numbers of items are tensors or arrays.
 
     Args:
         allowed: bool `[vocab_size]`, the items that may be shown: in stock, of a category.
@@ -21,22 +21,32 @@ class RankingRules:
         arrange: list rules, applied in turn to the best `pool` items of a user.
         pool: how many that are, read where there are list rules; at least the list's length.
 
+    Raises:
+        ValueError: where `allowed` is not of bools, when a list is made.
+
     >>> rules = RankingRules(allowed=torch.tensor([False, True, False, True]))
     >>> rules.added()
     tensor([-inf, 0., -inf, 0.])
     """
 
-    allowed: Tensor | None = None
-    boosts: Tensor | None = None
+    allowed: Tensor | np.ndarray | None = None
+    boosts: Tensor | np.ndarray | None = None
     arrange: Sequence[ListRule] = ()
     pool: int = 100
 
     def added(self) -> Tensor | None:
         """What to add to every item's score, `[vocab_size]`, `-inf` where it may not be shown."""
+        boosts = None if self.boosts is None else torch.as_tensor(self.boosts)
         if self.allowed is None:
-            return self.boosts
-        shown = torch.zeros(len(self.allowed)).masked_fill(~self.allowed, -torch.inf)
-        return shown if self.boosts is None else shown + self.boosts
+            return boosts
+        allowed = np.asarray(self.allowed)
+        if allowed.dtype != bool or allowed.ndim != 1:
+            raise ValueError(
+                "allowed must be bools [vocab_size], True where an item may be shown, got "
+                f"{allowed.dtype} {list(allowed.shape)}"
+            )
+        shown = torch.where(torch.from_numpy(allowed), 0.0, -torch.inf)
+        return shown if boosts is None else shown + boosts
 
     def places(self, tokens: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
         """The places of the `k` items to show of one user's candidates, which are best first."""

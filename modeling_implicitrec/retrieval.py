@@ -198,6 +198,10 @@ class Retriever:
         depth = min(max(top_k, rules.pool) if rules.arrange else top_k, len(self.table) - 1)
         barred = _barred(pasts, exclude_seen or self.model.config.exclude_seen, seen)
         added = rules.added()
+        if added is not None and added.shape != (len(self.table),):
+            raise ValueError(
+                f"rules must have a number for each of {len(self.table)} tokens, got {list(added.shape)}"
+            )
         found, bounds = self._candidates(self.index, states, barred, added, depth)
         vectors = states.float().cpu().numpy()
         boosts = None if added is None else added.cpu().numpy()

@@ -45,16 +45,18 @@ from modeling_implicitrec import (
 class ClassifyArguments:
     """The question and the model; everything else is a TrainingArgument."""
 
-    data_dir: str = field(metadata={"help": "folder that prepare.py wrote, with a temporal split"})
+    data_dir: str = field(
+        metadata={"help": "folder that prepare.py wrote; without labels with a temporal split"}
+    )
     days: float = field(default=28.0, metadata={"help": "in which it happens or does not"})
     items: list = field(default_factory=list, metadata={"help": "ids that count; none: all"})
-    items_file: str = field(default="", metadata={"help": "or a CSV of item_id"})
+    items_file: str = field(default="", metadata={"help": "or a CSV or Parquet file of item_id"})
     event_types: list = field(default_factory=list, metadata={"help": "that count; none: all"})
     absent: bool = field(default=False, metadata={"help": "is it missing? (churn)"})
     active_days: float = field(default=0.0, metadata={"help": "ask who was active in; 0: all"})
     max_moments: int = field(default=6, metadata={"help": "of asking, for training"})
     labels: str = field(
-        default="", metadata={"help": "in place of a question: CSV of user_id, label"}
+        default="", metadata={"help": "in place of a question: CSV or Parquet of user_id, label"}
     )
     problem_type: str | None = field(
         default=None, metadata={"help": "regression: label is a number"}
@@ -77,18 +79,31 @@ def load(args: ClassifyArguments) -> tuple[SequenceRows, ImplicitRecProcessor]:
     data = Path(args.data_dir)
     if not data.exists():
         raise SystemExit(f"no prepared data in {data}; run recipes/prepare.py first")
+    processor = ImplicitRecProcessor.from_pretrained(data / "processor")
+    if args.labels:
+        return SequenceRows(load_sequences(data / "latest")["latest"]), processor
     splits = load_sequences(data / "sequences")
     if "before_test" not in splits:
-        raise SystemExit("questions need the whole histories of a temporal split (prepare.py)")
-    processor = ImplicitRecProcessor.from_pretrained(data / "processor")
+        raise SystemExit("questions to the log need its temporal split (prepare.py), or labels")
     return SequenceRows(splits["before_test"]), processor
+
+
+def read_file(path: str, columns: set[str]) -> pd.DataFrame:
+    """A CSV or Parquet file that has these columns."""
+    try:
+        table = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read as a table: {error}") from error
+    if missing := columns - set(table):
+        raise SystemExit(f"{path} needs the columns {sorted(missing)}, has {list(table)}")
+    return table
 
 
 def ask_log(args: ClassifyArguments, rows: SequenceRows, processor) -> Parts:
     """The question at moments of the log, each part's days after those of the one before."""
     wanted = [*args.items]
     if args.items_file:
-        wanted += pd.read_csv(args.items_file)["item_id"].tolist()
+        wanted += read_file(args.items_file, {"item_id"})["item_id"].tolist()
     question = Question(
         args.days,
         items=known("items", processor.encode_items(wanted)),
@@ -130,14 +145,19 @@ def check_checkpoint(args: ClassifyArguments, until: float) -> None:
 
 def read_table(args: ClassifyArguments, rows: SequenceRows) -> tuple[Parts, Sequence[str]]:
     """The labels of a table, and the names of its classes."""
-    table = pd.read_csv(args.labels)
-    missing = {"user_id", "label"} - set(table)
-    if missing:
-        raise SystemExit(f"{args.labels} needs the columns {sorted(missing)}, has {list(table)}")
+    table = read_file(args.labels, {"user_id", "label"})
+    labels = table["label"].dropna()  # a row without one is refused by ask_table
     if args.problem_type == "regression":
-        values, names = table["label"].to_numpy(np.float32), ["value"]
+        if not pd.api.types.is_numeric_dtype(labels):
+            raise SystemExit(f"regression needs numbers as labels, got {labels.iloc[0]!r}")
+        values, names = table["label"].astype(np.float32), ["value"]
     else:
-        values, kinds = pd.factorize(table["label"], sort=True)
+        kinds = labels.drop_duplicates().sort_values().tolist()
+        if pd.api.types.is_float_dtype(labels) and (labels % 1).any():
+            raise SystemExit("labels with fractions are no classes: say --problem_type regression")
+        if len(kinds) < 2:
+            raise SystemExit(f"labels must be of at least two classes, got {kinds}")
+        values = table["label"].map({kind: place for place, kind in enumerate(kinds)})
         names = [str(kind) for kind in kinds]
     parts, missed = ask_table(rows, table.assign(label=values))
     print(f"{len(table)} labels, {missed} of them of users without a history at that moment")

@@ -55,6 +55,8 @@ from modeling_implicitrec import (
 DAY = 86_400
 KEPT = ("finetune.yaml", "evaluate.yaml", "item_names.parquet")  # where days are added
 SOURCES = ("source", "platforms", "append")
+OF_A_RUN = (*SOURCES, "output_dir", "keep_events", "memory_limit", "report_page", "push_to_hub")
+OF_A_RUN += ("hub_dataset_id", "hub_private", "histories_may_leave", "pseudonym_key")
 
 
 @dataclass
@@ -62,39 +64,27 @@ class PrepareArguments:
     """What to read, how to clean it, how to split it and where to write."""
 
     output_dir: str = field(metadata={"help": "folder of the prepared data"})
-    source: str = field(
-        default="", metadata={"help": "path or glob of the log, or 'completejourney'"}
-    )
+    source: str = field(default="", metadata={"help": "path or glob, or 'completejourney'"})
     columns: dict = field(default_factory=dict, metadata={"help": "our name: the log's name"})
-    platforms: dict = field(
-        default_factory=dict, metadata={"help": "in place of source: name: {source, columns}"}
-    )
-    shared_items: bool | None = field(
-        default=None, metadata={"help": "the same id on two platforms is the same item"}
-    )
+    platforms: dict = field(default_factory=dict, metadata={"help": "name: {source, columns}"})
+    shared_items: bool | None = field(default=None, metadata={"help": "equal ids are one item"})
     append: str = field(default="", metadata={"help": "rows of new days, added to output_dir"})
     cleaning: dict = field(default_factory=dict, metadata={"help": "options of CleaningOptions"})
-    min_item_users: int = field(
-        default=3, metadata={"help": "people of the training part who had an item that is a token"}
-    )
+    min_item_users: int = field(default=3, metadata={"help": "people who had a token's item"})
     catalogue: str = field(
-        default="",
-        metadata={"help": "CSV or Parquet file of item_id, public: nothing is learnt from the log"},
+        default="", metadata={"help": "public file of item_id: nothing is learnt from the log"}
     )
     split: str = field(default="leave_last_out", metadata={"help": "or temporal"})
     test_days: float = field(default=28.0, metadata={"help": "length of a temporal test"})
     target_event_types: list = field(
-        default_factory=list,
-        metadata={"help": "predict these types only, from events of all types; none: every event"},
+        default_factory=list, metadata={"help": "predict these types only; none: every event"}
     )
     event_type_weights: dict = field(default_factory=dict, metadata={"help": "factor per type"})
     learn_weights: dict = field(
         default_factory=dict,
         metadata={"help": "learn the factors: {target: a type, horizon_days: n}; given ones win"},
     )
-    negative_event_types: list = field(
-        default_factory=list, metadata={"help": "types that are evidence against an item"}
-    )
+    negative_event_types: list = field(default_factory=list, metadata={"help": "against an item"})
     use_counts: bool = field(default=True, metadata={"help": "let count have a part in weights"})
     duration_weight: str | None = field(
         default="quantile", metadata={"help": "or completion, or null for no part in weights"}
@@ -173,10 +163,8 @@ def fill(kind: type, values: dict, key: str) -> Any:
 def read_events(args: PrepareArguments) -> tuple[Events, pd.DataFrame | None]:
     """The clean events, and a table of `item_id` and `name` where the source has one."""
     if args.append:
-        kept = Path(args.output_dir, "events")
-        return append_events(
-            kept, read_source(args.append)[0], memory_limit=args.memory_limit
-        ), None
+        kept, added = Path(args.output_dir, "events"), read_source(args.append)[0]
+        return append_events(kept, added, memory_limit=args.memory_limit), None
     options = {
         "cleaning": fill(CleaningOptions, args.cleaning, "cleaning"),
         "shared_items": args.shared_items,
@@ -312,6 +300,19 @@ def within(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
+def check_append(args: PrepareArguments, written: Path) -> None:
+    """New days are cut and weighed as the others were: other settings end the recipe."""
+    before = json.loads(written.read_text()) if written.exists() else {}
+    if not (before.get("keep_events") or before.get("append")):
+        raise SystemExit(f"append needs data prepared with keep_events true, got {written.parent}")
+    now = {name: value for name, value in vars(args).items() if name not in OF_A_RUN}
+    if other := [f"{n}: {before[n]}" for n in now if before.get(n, now[n]) != now[n]]:
+        raise SystemExit(
+            f"{written.parent} was prepared with {', '.join(other)}; to go on as it was: "
+            f"python recipes/prepare.py {written} --append {args.append}"
+        )
+
+
 def check_output(args: PrepareArguments) -> None:
     """Nothing is sent or deleted that nobody meant to be: the folder is made anew."""
     if args.push_to_hub and not args.histories_may_leave:
@@ -325,6 +326,8 @@ def check_output(args: PrepareArguments) -> None:
             "output_dir is made anew and must not hold what prepare.py did not write: name a new folder, "
             f"got {folder} with {holds[0].name}"
         )
+    if args.append:
+        check_append(args, folder / "prepare.json")
 
 
 def read_key(path: str) -> bytes | None:

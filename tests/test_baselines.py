@@ -186,6 +186,8 @@ def test_missing_implicit_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bad_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a list, such as \['ease'\], got 'ease'"):
+        baselines.fit_baselines("ease", [{"input_ids": [1]}], 2)
     rows = [{"input_ids": [1, 4]}]
     with pytest.raises(ValueError, match=r"1\.\.3"):
         baselines.Popularity(rows, 4)

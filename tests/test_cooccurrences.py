@@ -188,6 +188,13 @@ def test_priors_of_another_kind_are_refused(options, message):
         told(rows, processor, {"num_cooccurrences": 2}, **options)
 
 
+def test_rows_in_the_place_of_the_processor_are_refused():
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 1]]})
+    processor = ImplicitRecProcessor.fit({"item_id": ["tea", "milk", "tea"]})
+    with pytest.raises(ValueError, match="model, processor, rows"):
+        fit_priors(ImplicitRecForScoring(ImplicitRecConfig(vocab_size=3)), rows, processor)
+
+
 def test_copies_start_with_the_share_of_events_that_come_again():
     """Of four later events, three are of a known item; before them lie weights of 2, 3, 4 and 1."""
     kept = {

@@ -1,6 +1,7 @@
 """Encoded sequences are what the processor makes of each history alone."""
 
 import numpy as np
+import pytest
 from datasets import Dataset
 
 from modeling_implicitrec import (
@@ -8,6 +9,7 @@ from modeling_implicitrec import (
     ImplicitRecProcessor,
     ease_table,
     encode_sequences,
+    encode_splits,
     fit_baselines,
     positive_events,
     training_columns,
@@ -43,6 +45,13 @@ def test_encoding_agrees_with_the_processor_history_by_history():
 def test_targets_are_distinct_and_unknown_ones_are_kept_as_misses():
     encoded = encode_sequences(Dataset.from_dict(ROWS), processor())
     assert encoded["target_ids"] == [[2, -1, 1], [1], [-1]]
+
+
+def test_rows_that_are_not_split_are_pointed_to_what_takes_them():
+    rows = Dataset.from_dict({"item_ids": [["a"]]})
+    processor = ImplicitRecProcessor.fit({"item_id": ["a"]})
+    with pytest.raises(ValueError, match="encode_sequences; got Dataset"):
+        encode_splits(rows, processor)
 
 
 def test_a_part_of_the_rows_is_encoded_like_the_whole():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import tiny
 from transformers import EvalPrediction
 
 from modeling_implicitrec.evaluation import (
@@ -17,6 +18,7 @@ from modeling_implicitrec.evaluation import (
     reduce_logits_to_hits,
     results_table,
 )
+from modeling_implicitrec.scoring import ModelScorer
 
 
 class Falling:
@@ -123,6 +125,14 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 def test_bad_targets_are_refused(targets: list[int]) -> None:
     with pytest.raises(ValueError, match="target_ids"):
         run([{"input_ids": [1], "target_ids": targets}], ks=(2,), seen="keep")
+
+
+def test_a_model_is_no_scorer_and_training_rows_have_no_targets() -> None:
+    asked = {"num_items": 30, "seen": "keep", "progress": False}
+    with pytest.raises(ValueError, match=r"such as ModelScorer\(model\)"):
+        evaluate(tiny(), ROWS, **asked)
+    with pytest.raises(ValueError, match=r"with target_ids.* got \['input_ids'\]"):
+        evaluate(ModelScorer(tiny()), [{"input_ids": [1]}], **asked)
 
 
 def test_no_target_left_is_an_error() -> None:

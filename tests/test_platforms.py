@@ -78,7 +78,13 @@ def test_added_days_bring_platforms_and_leave_the_settings(tmp_path, capsys):
         assert "model.hidden_size: " in capsys.readouterr().out
         settings = tmp_path / "data" / "finetune.yaml"
         settings.write_text("seed: 7\n")
-        patched.setattr("sys.argv", ["prepare", "--append", str(tmp_path / "tuesday.csv"), *words])
+        added = ["prepare", "--append", str(tmp_path / "tuesday.csv")]
+        patched.setattr("sys.argv", [*added, *words, "--split", "temporal"])
+        with pytest.raises(SystemExit, match="split: leave_last_out; to go on as it was: python"):
+            runpy.run_path(str(prepare), run_name="__main__")
+        # What is written down is a recipe.
+        added.insert(1, str(tmp_path / "data" / "prepare.json"))
+        patched.setattr("sys.argv", added)
         runpy.run_path(str(prepare), run_name="__main__")
     assert "model.hidden_size" not in capsys.readouterr().out
     assert settings.read_text() == "seed: 7\n"

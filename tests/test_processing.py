@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
+from tiny_models import tiny
+from transformers import Trainer, TrainingArguments
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
     ImplicitRecConfig,
     ImplicitRecProcessor,
+    load_checkpoint,
 )
 
 LOG = {
@@ -318,6 +321,42 @@ def test_negative_types_are_stored_and_a_model_must_know_them(tmp_path):
         ImplicitRecProcessor.fit(LOG, negative_event_types=["view", "buy"])
     with pytest.raises(ValueError, match="need a column event_type"):
         ImplicitRecProcessor.fit({"item_id": [1, 2]}, negative_event_types=["skip"])
+
+
+def test_what_is_not_read_of_an_event_is_named(caplog):
+    known = {"item_id": "b", "event_type": "buy"}
+    processor()([[known], ["b"]])
+    assert not caplog.records
+    batch = processor()([[known, known | {"dwell": 3, "kind": "view"}]])
+    assert "item_id, timestamp, event_type, duration" in caplog.text
+    assert "not ['dwell', 'kind']" in caplog.text
+    assert batch["input_ids"].tolist() == [[1, 1]]
+
+
+def test_trainer_takes_a_processor_and_saves_it_with_the_weights(tmp_path):
+    made = ImplicitRecProcessor.fit({"item_id": [1, 1, 2, 3]})
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 4, "length": [3] * 4})
+    settings = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        save_steps=1,
+        remove_unused_columns=False,
+        train_sampling_strategy="group_by_length",
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer = Trainer(
+        tiny(vocab_size=4, vocabulary_fingerprint=made.fingerprint),
+        settings,
+        DataCollatorForNextItem(max_length=3),
+        train_dataset=rows,
+        processing_class=made,
+    )
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        model, loaded = load_checkpoint(folder)
+        assert loaded.fingerprint == made.fingerprint and model.config.pad_token_id == 0
 
 
 def test_a_negative_type_that_never_occurs_is_named_in_the_log(caplog):

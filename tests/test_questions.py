@@ -121,7 +121,8 @@ def test_labels_of_a_table_are_split_by_time_where_it_has_times():
     parts, missed = ask_table(rows, table)
     assert missed == 0 and parts["train"].stops.tolist() == [1, 2, 3, 3, 3, 3, 3]
     assert parts["test"].labels.tolist() == [1, 0]
-    table = pd.DataFrame({"user_id": [7, 8, 8, 8, 9], "label": [0.5, 1, 2, 3, 4]})
+    rows = rows_of(user_id=[5, 6, 7, 8], input_ids=[[1]] * 4, timestamps=[[0]] * 4)
+    table = pd.DataFrame({"user_id": [5, 6, 7, 8, 9], "label": [0.5, 1, 2, 3, 4]})
     parts, missed = ask_table(rows, table)
     assert missed == 1 and sum(map(len, parts.values())) == 4
 
@@ -359,3 +360,38 @@ def test_the_recipe_takes_labels_of_a_table(problem_type, data, tmp_path):
         assert results["model"]["mse"] < results["mean of the training labels"]["mse"] / 2
     else:
         assert config.id2label == {0: "high", 1: "low", 2: "odd"}
+
+
+def test_labels_of_a_table_are_asked_after_the_whole_history(data, tmp_path):
+    """Also of the days that evaluation holds out, which end the log."""
+    table = pd.DataFrame({"user_id": range(40), "label": [n % 2 for n in range(40)]})
+    table.to_parquet(tmp_path / "labels.parquet")
+    options = {"data_dir": data, "labels": tmp_path / "labels.parquet", "output_dir": tmp_path}
+    recipe = runpy.run_path(str(RECIPES / "classify.py"))
+    args = recipe["ClassifyArguments"](data_dir=str(data), labels=str(options["labels"]))
+    rows, _ = recipe["load"](args)
+    parts, _ = recipe["read_table"](args, rows)
+    log = pd.read_csv(data.parent / "log.csv")
+    assert sum(int(part.stops.sum()) for part in parts.values()) == len(log)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem_type", "message"),
+    [
+        ("", None, "cannot be read as a table"),
+        ("user_id;label", None, "needs the columns"),
+        ("user_id,label\n1,x\n2,x\n3,x", None, "at least two classes, got \\['x'\\]"),
+        ("user_id,label\n1,.5\n2,1\n3,2", None, "say --problem_type regression"),
+        ("user_id,label\n1,x\n2,y\n3,z", "regression", "numbers as labels, got 'x'"),
+        (None, None, "cannot be read as a table: .* No such file"),
+    ],
+)
+def test_a_wrong_labels_file_is_one_line(text, problem_type, message, data, tmp_path):
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text)
+    options = {"data_dir": data, "labels": tmp_path / "labels.csv", "output_dir": tmp_path / "out"}
+    with pytest.raises(SystemExit, match=message):
+        run("classify", options | ({"problem_type": problem_type} if problem_type else {}))
+    with pytest.raises(SystemExit, match="cannot be read|needs the columns"):
+        options = {"data_dir": data, "items_file": tmp_path / "labels.csv", "days": 5}
+        run("classify", options | {"output_dir": tmp_path / "out"})

@@ -97,6 +97,19 @@ def test_filters_and_boosts_are_those_of_the_whole_catalogue(model, batch):
     assert (found.item_tokens == expected).all()
 
 
+def test_rules_are_tensors_or_arrays_with_a_place_for_each_token(model, batch):
+    retriever, allowed = Retriever(model), np.arange(ITEMS + 1) % 3 == 0
+    found = retriever.recommend(**batch, rules=RankingRules(allowed=allowed)).item_tokens
+    same = RankingRules(allowed=torch.from_numpy(allowed), boosts=np.zeros(ITEMS + 1))
+    assert (retriever.recommend(**batch, rules=same).item_tokens == found).all()
+    assert allowed[found].all()
+    for wrong in (np.array([3, 4]), ["item 3"]):
+        with pytest.raises(ValueError, match="must be bools .vocab_size."):
+            retriever.recommend(**batch, rules=RankingRules(allowed=wrong))
+    with pytest.raises(ValueError, match=f"for each of {ITEMS + 1} tokens, got .{ITEMS}."):
+        retriever.recommend(**batch, rules=RankingRules(allowed=allowed[1:]))
+
+
 def test_an_approximate_index_whose_items_are_forbidden_falls_back_on_a_scan(model, batch):
     class Stubborn:
         def search(self, states, k):
