@@ -25,7 +25,7 @@ from .metrics import (
     recall_at_k,
 )
 from .ranking import Seen, pad_tokens, rank_histories, row_batches
-from .rows import Row
+from .rows import Row, check_encoded
 
 USER_METRICS = {
     "recall": recall_at_k,
@@ -184,6 +184,7 @@ def _read_targets(
     targets, kept, position = [], [], 0
     for batch in row_batches(rows, batch_size):
         for row in batch:
+            check_encoded(row, "input_ids", "target_ids")
             tokens = np.asarray(row["target_ids"], dtype=np.int64)
             _check_targets(tokens, num_items)
             if target_filter != "all":
@@ -251,6 +252,7 @@ def did_it_happen(
     chances[0] = 0.0
     positive, negative = [], []
     for batch in row_batches(rows, batch_size):
+        check_encoded(batch[0], "input_ids", "target_ids")
         known = [row for row in batch if any(token > 0 for token in row["target_ids"])]
         if not known:
             continue
