@@ -140,8 +140,8 @@ def test_nothing_that_an_interrupted_preparation_left_outlives_the_next(tmp_path
     pd.DataFrame(log).to_csv(tmp_path / "log.csv", index=False)
     (tmp_path / "data.partial").mkdir()
     (tmp_path / "data.partial" / "item_names.parquet").write_text("of another log")
-    words = f"prepare.py --source {tmp_path}/log.csv --output_dir {tmp_path}/data --report_page false"
-    monkeypatch.setattr("sys.argv", words.split())
+    words = f"prepare.py --source {tmp_path}/log.csv --output_dir {tmp_path}/data"
+    monkeypatch.setattr("sys.argv", [*words.split(), "--report_page", "false"])
     runpy.run_path(str(RECIPES / "prepare.py"), run_name="__main__")
     assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "data"}
     assert not (tmp_path / "data" / "item_names.parquet").exists()
