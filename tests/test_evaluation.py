@@ -131,7 +131,7 @@ def test_a_model_is_no_scorer_and_training_rows_have_no_targets() -> None:
     asked = {"num_items": 30, "seen": "keep", "progress": False}
     with pytest.raises(ValueError, match=r"such as ModelScorer\(model\)"):
         evaluate(tiny(), ROWS, **asked)
-    with pytest.raises(ValueError, match=r"with target_ids.* got \['input_ids'\]"):
+    with pytest.raises(ValueError, match="and target_ids.* got rows with input_ids"):
         evaluate(ModelScorer(tiny()), [{"input_ids": [1]}], **asked)
 
 
@@ -238,5 +238,3 @@ def test_rows_that_were_never_encoded_are_refused_by_what_they_lack() -> None:
     with pytest.raises(ValueError, match=said):
         draw = {"item_counts": np.ones(7), "generator": np.random.default_rng(0)}
         did_it_happen(Falling(7), raw, **draw)
-    with pytest.raises(ValueError, match="got rows with input_ids"):  # of a training part
-        run([{"input_ids": [1]}], seen="keep")
