@@ -14,6 +14,7 @@ from .modeling_implicitrec import ImplicitRecForScoring
 from .processing_implicitrec import ImplicitRecProcessor
 
 STATE = "trainer_state.json"
+EARLIER = "trainer_state_of_earlier_run.json"  # the same, of a run that another one has replaced
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +96,9 @@ def last_checkpoint(folder: str | Path, *, processes: int = 1) -> Path | None:
     for step in sorted(steps, reverse=True):
         if _is_whole(steps[step], processes):
             return steps[step]
-        logger.warning("%s was not written to its end and is passed over", steps[step])
+        is_earlier = (steps[step] / EARLIER).exists()
+        why = "is of an earlier run" if is_earlier else "was not written to its end"
+        logger.warning("%s %s and is passed over", steps[step], why)
     return None
 
 
@@ -110,7 +113,10 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
 
 
 def resume_point(
-    training: TrainingArguments, processor: ImplicitRecProcessor | None = None
+    training: TrainingArguments,
+    processor: ImplicitRecProcessor | None = None,
+    *,
+    resume: bool = True,
 ) -> str | None:
     """What `Trainer.train` takes as `resume_from_checkpoint` to end as if the run had not been killed.
 
@@ -120,10 +126,17 @@ def resume_point(
     Args:
         training: of the run, the same as before but for what is set here.
         processor: of the data, where the checkpoints hold theirs ([`ProcessorCallback`]).
+        resume: False for a new run: what checkpoints are in its folder are an earlier run's, and are not
+            gone on with from now on. Their `trainer_state.json` is renamed; they can still be loaded.
 
     Raises:
         ValueError: where the run learnt from data of other items.
     """
+    if not resume:
+        if training.should_save:
+            for state in Path(str(training.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}"):
+                state.replace(state.with_name(EARLIER))
+        return None
     checkpoint = last_checkpoint(str(training.output_dir), processes=training.world_size)
     if checkpoint is None:
         return None

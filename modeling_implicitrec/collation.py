@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .configuration_implicitrec import ImplicitRecConfig
 from .matrices import INPUTS
 from .next_items import FlatEvents, draw_next
+from .rows import check_encoded
 from .weights_implicitrec import collapse
 
 FLOATS = ("input_weights", "label_weights")
@@ -127,6 +128,7 @@ class DataCollatorForNextItem:
         )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        check_encoded(rows[0], "input_ids")
         training = "target_ids" not in rows[0]
         if training and not self.target_window:
             batch = self._with_labels(rows)
@@ -148,6 +150,7 @@ class DataCollatorForNextItem:
 
         With a `target_window` it is what the row's draw of this epoch leaves; else the most that it can be.
         """
+        check_encoded(rows[0], "input_ids")
         if self.target_window:
             return np.array([len(self._row(row)["input_ids"]) for row in rows])
         return np.array([min(len(row["input_ids"]) - 1, self.max_length) for row in rows])
@@ -186,6 +189,7 @@ class DataCollatorForNextItem:
         Moments at which there is a history and something in the window are drawn alike: so are people
         asked in a temporal split, some of whom were last there long ago.
         """
+        check_encoded(part, "input_ids", "timestamps")
         times = part["timestamps"]
         room = np.minimum(np.diff(times), self.target_window).cumsum()  # seconds to draw from
         drawn = generator.random() * room[-1] if len(room) else 0.0

@@ -25,7 +25,7 @@ from .metrics import (
     recall_at_k,
 )
 from .ranking import Seen, pad_tokens, rank_histories, row_batches
-from .rows import Row
+from .rows import Row, check_encoded
 
 USER_METRICS = {
     "recall": recall_at_k,
@@ -158,10 +158,8 @@ def evaluate(
 def _check_given(scorer: Scorer, rows: Sequence[Row] | Dataset) -> None:
     if isinstance(scorer, torch.nn.Module):
         raise ValueError("expected a scorer, such as ModelScorer(model), got the model itself")
-    if len(rows) and "target_ids" not in rows[0]:
-        raise ValueError(
-            f"expected rows with target_ids, as a split's test part has them, got {sorted(rows[0])}"
-        )
+    if len(rows):
+        check_encoded(rows[0], "input_ids", "target_ids")
 
 
 def _check_options(ks: Sequence[int], seen: Seen, target_filter: TargetFilter) -> None:
@@ -251,6 +249,7 @@ def did_it_happen(
     chances[0] = 0.0
     positive, negative = [], []
     for batch in row_batches(rows, batch_size):
+        check_encoded(batch[0], "input_ids", "target_ids")
         known = [row for row in batch if any(token > 0 for token in row["target_ids"])]
         if not known:
             continue

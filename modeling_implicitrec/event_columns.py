@@ -92,8 +92,13 @@ def is_whole(column: ibis.Value, from_csv: bool) -> ibis.Value | None:
         return column.isnull() | (whole.notnull() & (column % 1 == 0))
     if kind.is_integer():
         return column.isnull() | whole.notnull()
-    text = text_of(column)
-    return text.isnull() | (whole.cast("string") == text).fill_null(False) if from_csv else None
+    if not from_csv:
+        return None
+    text, plain = (
+        text_of(column),
+        whole.cast("string"),
+    )  # 17.0 is what pandas makes of 17 beside null
+    return text.isnull() | text.isin([plain, plain + ".0"]).fill_null(False)
 
 
 def number_of(column: ibis.Value) -> ibis.Value:
@@ -274,7 +279,7 @@ def _rules(given: ColumnRules, found: dict) -> ColumnRules:
         notes["duration not believed"] = found["long"]
     # A log whose clock starts at 0, or another date of its own, has no ancient and no future.
     modern = (found.get("modern") or 0) + day_numbers * dates
-    is_dated = 2 * modern >= (found.get("times") or 0)
+    is_dated = given.earliest is None or 2 * modern >= (found.get("times") or 0)
     given = given if is_dated else replace(given, earliest=None, latest=None)
     whole = frozenset(name for name in IDS if found.get(name))
     unreadable = tuple(

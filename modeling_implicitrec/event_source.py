@@ -24,6 +24,7 @@ from .source_schema import ROW, LogFiles, missing_column
 
 BATCH = 100_000  # rows of a Dataset in memory at a time
 EXAMPLES = 3  # of each reason
+PERIOD = "pandas.period"  # Arrow's name of pandas' days, weeks and months
 
 LogSource: TypeAlias = (
     Paths
@@ -265,7 +266,13 @@ def _stream(source: datasets.IterableDataset, columns: list[str]) -> pa.RecordBa
 
 def _arrow(source: pd.DataFrame | pl.DataFrame | pa.Table, columns: list[str]) -> pa.Table:
     if isinstance(source, pd.DataFrame):
-        return pa.Table.from_pandas(source[columns], preserve_index=False)
-    if isinstance(source, pl.DataFrame):
-        return source.select(columns).to_arrow()
-    return source.select(columns)
+        table = pa.Table.from_pandas(source[columns], preserve_index=False)
+    elif isinstance(source, pl.DataFrame):
+        table = source.select(columns).to_arrow()
+    else:
+        table = source.select(columns)
+    for place, field in enumerate(table.schema):
+        if isinstance(field.type, pa.BaseExtensionType) and field.type.extension_name == PERIOD:
+            starts = table[place].to_pandas().dt.start_time  # DuckDB sees a number of days or weeks
+            table = table.set_column(place, field.name, pa.array(starts))
+    return table

@@ -115,6 +115,7 @@ def append_events(
         chosen,
         first_row=made.rows_in,
         columns=old.stored("staged").columns,
+        whole_ids=chosen[0].rules.whole_ids,
     )
     _check_ids(chosen, staged.origins, logs)
     cleaner = _clean_again(old, new, made)

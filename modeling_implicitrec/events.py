@@ -15,6 +15,7 @@ from .cleaning import Cleaner, CleaningOptions, clip_limits
 from .cleaning_report import CleaningReport
 from .engine import Engine, open_engine
 from .event_columns import (
+    IDS,
     LABELS,
     NUMBERS,
     STRENGTHS,
@@ -250,11 +251,13 @@ def stage_logs(
     *,
     first_row: int = 0,
     columns: Sequence[str] = (),
+    whole_ids: frozenset[str] = frozenset(IDS),
 ) -> Staged:
     """Type the rows of all logs and write them in buckets of users.
 
     Args:
         columns: to have beside those of the logs.
+        whole_ids: the id columns that may be whole numbers.
     """
     found, raws, rows = [], [], []
     for log, origin in zip(logs, origins):
@@ -267,7 +270,7 @@ def stage_logs(
         found.append(rules)
         raws.append(raw)
         rows.append(size)
-    whole = frozenset.intersection(*(rules.whole_ids for rules in found))
+    whole = whole_ids.intersection(*(rules.whole_ids for rules in found))
     found = [replace(rules, whole_ids=whole) for rules in found]
     tables = [type_columns(raw.table, rules) for raw, rules in zip(raws, found)]
     present = {name for table in tables for name in table.columns} | set(columns)

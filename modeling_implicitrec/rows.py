@@ -1,6 +1,6 @@
 """Encoded sequences as Trainer reads them: a row is a few slices of memory-mapped columns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -10,6 +10,20 @@ from datasets import Dataset
 from torch.utils import data
 
 Row = dict[str, Any]  # an encoded sequence: by column a value, or one for each event
+
+
+def check_encoded(row: Mapping[str, Any], *columns: str) -> None:
+    """Raise `ValueError` where a row is no encoded sequence with these columns.
+
+    >>> check_encoded({"user_id": 7, "item_id": "tea"}, "input_ids")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: expected encoded sequences with input_ids, as ... got rows with user_id, item_id
+    """
+    if not row.keys() >= set(columns):
+        raise ValueError(
+            f"expected encoded sequences with {' and '.join(columns)}, as recipes/prepare.py writes them "
+            f"and encode_splits(splits, processor) makes them; got rows with {', '.join(row) or 'nothing'}"
+        )
 
 
 class SequenceRows(data.Dataset):

@@ -240,7 +240,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
 
 def _gate(settings: ServiceSettings) -> Any:
-    """What lets a request in: its key and its rate."""
+    """What lets a request in: its key, its rate, and parameters that are known."""
     limit = RateLimit(settings.requests_per_second)
 
     def let_in(request: Request, key: Annotated[str | None, Security(KEY)] = None) -> None:
@@ -253,6 +253,10 @@ def _gate(settings: ServiceSettings) -> Any:
         wait = limit.wait(caller)
         if wait:
             raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait))})
+        known = [field.alias for field in request.scope["route"].dependant.query_params]
+        if unknown := sorted(set(request.query_params) - set(known)):
+            expected = f"expected some of {known}" if known else "none are expected"
+            raise HTTPException(422, f"unknown query parameters {unknown}: {expected}")
 
     return let_in
 

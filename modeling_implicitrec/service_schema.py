@@ -18,13 +18,13 @@ def _storable(text: str) -> str:
     return text
 
 
-def _as_text(item: int | str) -> str:
-    return str(item)
+def _as_text(given: int | str) -> str:
+    return str(given)
 
 
 Text = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storable)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
-ItemId = Annotated[Whole | Text, AfterValidator(_as_text)]
+Id = Annotated[Whole | Text, AfterValidator(_as_text)]
 Strength = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
@@ -37,7 +37,7 @@ class Strict(BaseModel):
 class PastEvent(Strict):
     """Something a user did; without a timestamp (seconds since 1970) it is now."""
 
-    item_id: ItemId
+    item_id: Id
     timestamp: float = Field(
         default_factory=time.time, ge=0, le=LATEST, allow_inf_nan=False, description="seconds"
     )
@@ -56,7 +56,7 @@ class PastEvent(Strict):
 class UserEvent(PastEvent):
     """An event of a user; sent again with the same `event_id` it is stored once."""
 
-    user_id: Text
+    user_id: Id
     event_id: Text | None = None
 
 
@@ -71,8 +71,8 @@ class Stored(BaseModel):
 class ScoreIn(Strict):
     """Items to score after the stored history of a user, or after the one given."""
 
-    item_ids: list[ItemId] = Field(min_length=1, max_length=MOST_ITEMS)
-    user_id: Text | None = None
+    item_ids: list[Id] = Field(min_length=1, max_length=MOST_ITEMS)
+    user_id: Id | None = None
     history: list[PastEvent] | None = Field(default=None, max_length=MOST_EVENTS)
     query_time: int | None = Field(default=None, ge=1, le=LATEST, description=ASKED)
 

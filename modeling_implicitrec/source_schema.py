@@ -3,6 +3,7 @@
 import csv
 import difflib
 import glob
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -79,6 +80,8 @@ class LogFiles:
         self.partitions = _check_partitions(schemas, set(names.values()) - own)
         self._check_columns(names)
         wanted = list(dict.fromkeys(names.values()))
+        if kind == "Parquet":
+            self._refuse_periods(wanted)
         self.types = {column: self._common_type(column) for column in wanted}
 
     def create_view(self, name: str) -> None:
@@ -247,6 +250,19 @@ class LogFiles:
                 if column not in found and not lenient:
                     found = [*schema.columns, *partitions_of(schema.path)]
                     raise missing_column(name, column, hide_secrets(schema.path), found)
+
+    def _refuse_periods(self, wanted: list[str]) -> None:
+        """Of pandas' periods Parquet keeps a number of days, weeks or months, which seem to be seconds."""
+        paths = _listed(_paths(self.schemas))
+        query = f"SELECT file_name, value FROM parquet_kv_metadata({paths}) WHERE key = 'pandas'"
+        for path, told in self._rows(query):
+            kinds = {c["name"]: c["numpy_type"] for c in json.loads(told)["columns"]}
+            for column in wanted:
+                if (kind := str(kinds.get(column))).startswith("period["):
+                    raise ValueError(
+                        f"{hide_secrets(path)}, column {column!r} must hold times, numbers or text, got "
+                        f"pandas' {kind}: write it as frame[{column!r}].dt.start_time"
+                    )
 
     def _common_type(self, column: str) -> str:
         """The type that all files' values fit."""

@@ -369,6 +369,7 @@ def main() -> None:
     # Trainer would push every save, and its pickled arguments with it.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
     train, validation, processor = load(args)
+    resumed_from = resume_point(training, processor, resume=args.resume)
     model = build_model(args, processor, train)
     processor.adapt_to(model.config)
     collator = build_collator(args, training, model, processor)
@@ -381,7 +382,6 @@ def main() -> None:
                 "season_days counts people's events and needs whole weights: neither "
                 "dp_epsilon nor FSDP goes with it"
             )
-    resumed_from = resume_point(training, processor) if args.resume else None
     trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)

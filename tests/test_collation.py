@@ -216,3 +216,14 @@ def test_a_labels_weight_is_a_power_of_its_events():
 def test_labels_do_not_come_from_before(name):
     with pytest.raises(ValueError, match="must not be negative, got .*-86400"):
         DataCollatorForNextItem(max_length=8, **{name: -86_400.0})
+
+
+def test_rows_that_were_never_encoded_are_refused_by_what_they_lack():
+    raw = [{"user_id": 7, "item_id": "tea", "timestamp": 1}]
+    said = "with input_ids, as recipes/prepare.py .*encode_splits.*got rows with user_id, item_id"
+    collator = DataCollatorForNextItem(10)
+    for read in (collator, collator.lengths, collator.histories):
+        with pytest.raises(ValueError, match=said):
+            read(raw)
+    with pytest.raises(ValueError, match="input_ids and timestamps.*got rows with input_ids"):
+        DataCollatorForNextItem(10, target_window=9.0)([row([1, 2])])

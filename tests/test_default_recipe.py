@@ -135,6 +135,18 @@ def test_what_people_refuse_for_a_while_makes_no_season(tmp_path, monkeypatch):
         assert ("season_days" in chosen) == (negative == "[]")
 
 
+def test_nothing_that_an_interrupted_preparation_left_outlives_the_next(tmp_path, monkeypatch):
+    log = {"user_id": np.arange(60) % 9, "item_id": np.arange(60) % 7, "timestamp": np.arange(60)}
+    pd.DataFrame(log).to_csv(tmp_path / "log.csv", index=False)
+    (tmp_path / "data.partial").mkdir()
+    (tmp_path / "data.partial" / "item_names.parquet").write_text("of another log")
+    words = f"prepare.py --source {tmp_path}/log.csv --output_dir {tmp_path}/data"
+    monkeypatch.setattr("sys.argv", [*words.split(), "--report_page", "false"])
+    runpy.run_path(str(RECIPES / "prepare.py"), run_name="__main__")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "data"}
+    assert not (tmp_path / "data" / "item_names.parquet").exists()
+
+
 def test_a_log_without_an_order_is_counted_over_whole_histories():
     chosen = settings(ordered=False)
     assert chosen["cooccurrence_source"] == "ease" and chosen["model.cooccurrence_gap_power"] == 0

@@ -131,7 +131,7 @@ def test_a_model_is_no_scorer_and_training_rows_have_no_targets() -> None:
     asked = {"num_items": 30, "seen": "keep", "progress": False}
     with pytest.raises(ValueError, match=r"such as ModelScorer\(model\)"):
         evaluate(tiny(), ROWS, **asked)
-    with pytest.raises(ValueError, match=r"with target_ids.* got \['input_ids'\]"):
+    with pytest.raises(ValueError, match="and target_ids.* got rows with input_ids"):
         evaluate(ModelScorer(tiny()), [{"input_ids": [1]}], **asked)
 
 
@@ -228,3 +228,13 @@ def test_hit_hooks_refuse_bad_input() -> None:
         reduce_logits_to_hits(torch.zeros(2, 4), torch.zeros(2))
     with pytest.raises(ValueError, match="no row has a target"):
         compute_hit_metrics(EvalPrediction(predictions=np.zeros((1, 11)), label_ids=None))
+
+
+def test_rows_that_were_never_encoded_are_refused_by_what_they_lack() -> None:
+    raw = Dataset.from_list([{"user_id": 7, "item_id": "tea"}])
+    said = "input_ids and target_ids, as recipes/prepare.py .*encode_splits.*with user_id, item_id"
+    with pytest.raises(ValueError, match=said):
+        run(raw, seen="keep")
+    with pytest.raises(ValueError, match=said):
+        draw = {"item_counts": np.ones(7), "generator": np.random.default_rng(0)}
+        did_it_happen(Falling(7), raw, **draw)

@@ -241,6 +241,25 @@ def test_tables_in_memory_and_datasets(tmp_path) -> None:
         load_events(splits)
 
 
+@pytest.mark.parametrize("freq", ["D", "W-TUE", "M", "h"])
+def test_periods_of_pandas_are_the_time_at_which_they_start(tmp_path, freq) -> None:
+    days = pd.PeriodIndex(["2024-05-01", "2024-06-01", None], freq=freq)
+    log = pd.DataFrame({"user_id": 1, "item_id": ["a", "b", "c"], "timestamp": days})
+    expected = load_events(log.assign(timestamp=days.start_time))
+    assert expected.to_pandas()["timestamp"].tolist()[0] == pd.Timestamp("2024-05-01").timestamp()
+    for source in (log, pa.Table.from_pandas(log), pl.from_pandas(log)):
+        events = load_events(source)
+        pd.testing.assert_frame_equal(events.to_pandas(), expected.to_pandas())
+        assert events.report.dropped == {"missing timestamp": 1}
+    log.to_parquet(tmp_path / "log.parquet")  # as bare numbers
+    said = refused(tmp_path, EventSchema())
+    assert (
+        f"log.parquet, column 'timestamp' must hold times, numbers or text, got pandas' period[{freq}"
+        in said
+    )
+    assert load_events(tmp_path, EventSchema(timestamp=None)).report.dropped == {}
+
+
 def test_the_recipe_loads_datasets(tmp_path) -> None:
     write(tmp_path / "data" / "train.parquet", small_log())
     path = str(tmp_path / "data")

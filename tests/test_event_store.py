@@ -108,6 +108,14 @@ def test_a_failed_addition_leaves_what_was_there(tmp_path) -> None:
     pd.testing.assert_frame_equal(rows_of(open_events(tmp_path)), before)
 
 
+def test_a_day_of_whole_numbers_adds_text_to_ids_that_are_text(tmp_path) -> None:
+    days = [tmp_path / "1.csv", tmp_path / "2.csv"]
+    for day, rows in zip(days, ("ann,tea,1\n17,7,2\n", "17,7,3\n18,8.0,4\n")):
+        day.write_text("user_id,item_id,timestamp\n" + rows)
+    save_events(load_events(days[0]), tmp_path / "kept")
+    assert_same(add(tmp_path / "kept", days[1]), load_events(days))
+
+
 def test_what_is_no_store_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no saved events"):
         open_events(tmp_path)

@@ -220,6 +220,17 @@ def test_decimals_that_are_whole_are_whole_ids(written, expected) -> None:
     assert load_events(log).to_pandas()["user_id"].tolist() == expected
 
 
+def test_whole_numbers_that_pandas_wrote_as_decimals_are_whole_ids(tmp_path) -> None:
+    """An integer column with a missing value."""
+    log = pd.DataFrame({"user_id": [17, 18, None], "item_id": [2.0, 1.5, 1], "timestamp": 1})
+    (tmp_path / "a.csv").write_text(log.to_csv(index=False) + "18,3.0,1\n007.0,3.0,1\n")
+    assert load_events(tmp_path / "a.csv").to_pandas()["user_id"].tolist()[0] == "17.0"
+    (tmp_path / "a.csv").write_text(log.to_csv(index=False) + "18,3.0,1\n")
+    frame = load_events(tmp_path / "a.csv").to_pandas()
+    assert frame["user_id"].tolist() == [17, 18, 18]
+    assert frame["item_id"].tolist() == ["2.0", "1.5", "3.0"]  # 1.5 is none
+
+
 @pytest.mark.parametrize(
     "times",
     [
@@ -248,6 +259,15 @@ def test_dates_written_as_numbers_are_days_not_seconds(kind) -> None:
     assert pd.to_datetime(events.to_pandas()["timestamp"], unit="s").tolist() == expected.tolist()
     assert events.report.dropped == {"ancient timestamp": 2}
     assert events.report.notes == {"timestamps that are days, such as 20240501": 4}
+
+
+def test_either_end_of_time_is_switched_off_by_itself() -> None:
+    log = pd.DataFrame({"user_id": 1, "item_id": range(3), "timestamp": [5e8, 1.6e9, 9e9]})
+    ancient, future = {"ancient timestamp": 1}, {"future timestamp": 1}
+    for off, dropped in (((), ancient | future), (("earliest",), future), (("latest",), ancient)):
+        options = CleaningOptions(**dict.fromkeys(off))
+        assert load_events(log, cleaning=options).report.dropped == dropped
+    assert len(load_events(log, cleaning=CleaningOptions(earliest=None, latest=None))) == 3
 
 
 def test_seconds_of_a_clock_of_its_own_are_no_dates() -> None:

@@ -129,6 +129,26 @@ def test_a_run_that_had_stopped_early_stays_stopped(tmp_path):
     assert training.max_steps == 12
 
 
+def test_only_checkpoints_of_the_same_run_are_gone_on_with(tmp_path):
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    assert resume_point(training, resume=False) is None  # nothing is there yet
+    earlier = write_checkpoint(tmp_path, 12)
+    assert resume_point(training) == str(earlier)
+    assert resume_point(training, resume=False) is None  # and killed before its first checkpoint
+    assert resume_point(training) is None
+    own = write_checkpoint(tmp_path, 4)
+    assert resume_point(training) == str(own)
+    (earlier / "trainer_state.json").write_text('{"global_step": 12}')  # written anew
+    assert resume_point(training) == str(earlier)
+
+
+@pytest.mark.timeout(300)
+def test_a_new_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(data, tmp_path):
+    write_checkpoint(tmp_path, 99)
+    kill_at(start(data, tmp_path), tmp_path / "checkpoint-4" / "trainer_state.json")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
 def test_a_run_on_data_of_other_items_is_not_gone_on_with(tmp_path):
     path = write_checkpoint(tmp_path, 12)
     ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]}).save_pretrained(path)

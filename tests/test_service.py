@@ -117,6 +117,28 @@ def test_any_text_may_be_a_users_name(client):
     assert [client.delete(f"/users/{path}").json()["deleted"] for _ in range(2)] == [1, 0]
 
 
+def test_a_user_whose_id_is_an_integer_is_the_user_of_that_text(client):
+    assert client.post("/events", json={"events": [event(17, 7)]}).json() == {"stored": 1}
+    seen = client.get("/recommendations/17?k=30").json()
+    assert seen["user_id"] == "17" and len(seen["items"]) == ITEMS - 3
+    asked = {"item_ids": ["item 7", "item 8"]}
+    scores = [client.post("/score", json=asked | {"user_id": u}).json() for u in (17, "17", "x")]
+    assert scores[0] == scores[1] != scores[2]
+    assert client.delete("/users/17").json() == {"deleted": 1}
+    for wrong in (True, 17.5, 2**63):
+        assert client.post("/events", json={"events": [event(wrong, 7)]}).status_code == 422
+
+
+def test_a_query_parameter_that_is_not_known_is_refused_by_name(client):
+    answer = client.get("/recommendations/ann?top_k=5&k=3")
+    assert answer.status_code == 422
+    known = "'k', 'exclude_seen', 'category', 'diversity', 'query_time'"
+    said = f"unknown query parameters ['top_k']: expected some of [{known}]"
+    assert answer.json() == {"detail": said}
+    answer = client.delete("/users/ann?all=1")
+    assert answer.json() == {"detail": "unknown query parameters ['all']: none are expected"}
+
+
 def test_scores_are_the_models_for_a_stored_and_a_given_history(client, checkpoint):
     history = [{"item_id": "item 7", "timestamp": 5}, {"item_id": "gone", "timestamp": 6}]
     client.post("/events", json={"events": [{"user_id": "bob", **one} for one in history]})
