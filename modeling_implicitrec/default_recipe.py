@@ -14,6 +14,7 @@ from .season import season_evidence
 
 LABELS_A_STEP = 1500  # events that a step learns from
 STEPS = 2100  # that a model of a small log needs
+BATCHES = 4  # of a step: of the shortest histories, ..., of the longest
 PRIOR_STEPS = 200  # that the numbers of the co-occurrence prior need
 FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach
 EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
@@ -262,6 +263,7 @@ def _loss(log: LogStatistics) -> list[Choice]:
 def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     rows = LABELS_A_STEP / max(log.labels_a_user, 1)
     batch = 32 if ease else int(np.clip(2 ** int(np.log2(max(rows, 1))), 32, 256))
+    parts, labels = 1 if ease else BATCHES, f"about {log.labels_a_user:.3g} labels each"
     steps = -(-log.users // batch)
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
@@ -277,7 +279,8 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     return [
         *prior,
         Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
-        Choice("per_device_train_batch_size", batch, f"about {log.labels_a_user:.3g} labels each"),
+        Choice("per_device_train_batch_size", batch // parts, labels),
+        Choice("gradient_accumulation_steps", parts, "short to long histories in a step"),
         Choice("learning_rate", 0.002 if ease else 0.001, "Adam's usual one, for this width"),
         Choice("warmup_steps", warmup, "a tenth of all, at most 200"),
         Choice("weight_decay", decay, density),

@@ -49,6 +49,15 @@ def test_few_events_an_item_want_more_regularisation():
     assert "prior_dropout" in sparse and "prior_dropout" not in dense
 
 
+def test_a_step_that_labels_every_event_has_short_and_long_histories():
+    often = settings()
+    assert often["per_device_train_batch_size"] * often["gradient_accumulation_steps"] == 128
+    assert often["gradient_accumulation_steps"] == 4
+    window = settings(window_days=28.0)  # of which every person has one question
+    assert window["per_device_train_batch_size"] == 32
+    assert window["gradient_accumulation_steps"] == 1
+
+
 def test_repeats_decide_what_may_come_again():
     assert settings()["model.exclude_seen"] and not settings()["model.copy_prior"]
     again = settings(repeat_share=0.4)
