@@ -70,7 +70,7 @@ class LogStatistics:
     popular_share: float = 0.0
     season: float = 0.0
     basket_share: float = 0.0
-    ease: EaseSettings = EaseSettings()
+    ease: EaseSettings | None = EaseSettings()
 
     @property
     def events_an_item(self) -> float:
@@ -78,9 +78,9 @@ class LogStatistics:
 
     @property
     def by_ease(self) -> bool:
-        """Whether EASE counts for the prior: the test asks not for the next item, but for any of many."""
+        """Whether EASE counts for the prior: the test asks for any of many, and order tells little."""
         many = self.window_days is not None or not self.ordered
-        return many and self.items <= EASE_ITEMS
+        return many and self.items <= EASE_ITEMS and self.ease is not None
 
     @property
     def labels_a_user(self) -> float:
@@ -224,7 +224,7 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
         chosen.append(Choice("model.trend_context", TREND_EVENTS, now))
     if long and not ease:
         chosen.append(Choice("model.cooccurrence_context", 10, lengths))
-    if ease:
+    if ease and log.ease:
         best = "ranks best what people took last"
         far = "however long ago" if log.ordered else "no column says what came first"
         chosen += [
@@ -319,7 +319,7 @@ def write_default_recipe(
     baselines += ["own_frequency"] if repeats else []
     baselines += ["recent_frequency"] if repeats and log.timed else []
     baselines += ["cooccurrence"]
-    if ease:
+    if ease and log.ease:
         told = [f"{key}: {value:g}" for key, value in log.ease._asdict().items() if value]
         baselines += [f"{{ease: {{{', '.join(told)}}}}}"]
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]
