@@ -42,7 +42,7 @@ def train(recipe: Path, batches: int, seed: int, output_dir: Path) -> dict:
     step = own["per_device_train_batch_size"] * own.get("gradient_accumulation_steps", 1)
     if step % batches:
         raise SystemExit(f"{recipe}: {step} rows a step are not to be cut into {batches} batches")
-    options = {"output_dir": output_dir, "seed": seed, "use_cpu": "true"}
+    options = {"output_dir": output_dir, "seed": seed, "use_cpu": "true", "refit": "false"}
     options |= {"per_device_train_batch_size": step // batches}
     options |= {"gradient_accumulation_steps": batches}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
