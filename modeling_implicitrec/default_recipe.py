@@ -14,6 +14,7 @@ from .season import season_evidence
 
 LABELS_A_STEP = 1500  # events that a step learns from
 STEPS = 2100  # that a model of a small log needs
+BATCHES = 4  # of a step: of the shortest histories, ..., of the longest
 PRIOR_STEPS = 200  # that the numbers of the co-occurrence prior need
 FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach
 EASE_ITEMS = 20_000  # from here on, EASE's matrix does not fit a laptop
@@ -69,7 +70,7 @@ class LogStatistics:
     popular_share: float = 0.0
     season: float = 0.0
     basket_share: float = 0.0
-    ease: EaseSettings = EaseSettings()
+    ease: EaseSettings | None = EaseSettings()
 
     @property
     def events_an_item(self) -> float:
@@ -77,9 +78,9 @@ class LogStatistics:
 
     @property
     def by_ease(self) -> bool:
-        """Whether EASE counts for the prior: the test asks not for the next item, but for any of many."""
+        """Whether EASE counts for the prior: the test asks for any of many, and order tells little."""
         many = self.window_days is not None or not self.ordered
-        return many and self.items <= EASE_ITEMS
+        return many and self.items <= EASE_ITEMS and self.ease is not None
 
     @property
     def labels_a_user(self) -> float:
@@ -223,7 +224,7 @@ def _priors(log: LogStatistics, ease: bool) -> list[Choice]:
         chosen.append(Choice("model.trend_context", TREND_EVENTS, now))
     if long and not ease:
         chosen.append(Choice("model.cooccurrence_context", 10, lengths))
-    if ease:
+    if ease and log.ease:
         best = "ranks best what people took last"
         far = "however long ago" if log.ordered else "no column says what came first"
         chosen += [
@@ -262,6 +263,7 @@ def _loss(log: LogStatistics) -> list[Choice]:
 def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     rows = LABELS_A_STEP / max(log.labels_a_user, 1)
     batch = 32 if ease else int(np.clip(2 ** int(np.log2(max(rows, 1))), 32, 256))
+    parts, labels = 1 if ease else BATCHES, f"about {log.labels_a_user:.3g} labels each"
     steps = -(-log.users // batch)
     epochs = 8 if ease else int(np.clip(round(STEPS / steps), 3, 12))
     warmup = max(1, min(200, steps * epochs // 10))
@@ -277,7 +279,8 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
     return [
         *prior,
         Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
-        Choice("per_device_train_batch_size", batch, f"about {log.labels_a_user:.3g} labels each"),
+        Choice("per_device_train_batch_size", batch // parts, labels),
+        Choice("gradient_accumulation_steps", parts, "short to long histories in a step"),
         Choice("learning_rate", 0.002 if ease else 0.001, "Adam's usual one, for this width"),
         Choice("warmup_steps", warmup, "a tenth of all, at most 200"),
         Choice("weight_decay", decay, density),
@@ -316,7 +319,7 @@ def write_default_recipe(
     baselines += ["own_frequency"] if repeats else []
     baselines += ["recent_frequency"] if repeats and log.timed else []
     baselines += ["cooccurrence"]
-    if ease:
+    if ease and log.ease:
         told = [f"{key}: {value:g}" for key, value in log.ease._asdict().items() if value]
         baselines += [f"{{ease: {{{', '.join(told)}}}}}"]
     asked = [f"model: {output_dir}", f"data_dir: {data_dir}"]

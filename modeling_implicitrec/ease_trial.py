@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from .baselines import EASE, REGULARIZATION
+from .baselines import EASE, REGULARIZATION, Cooccurrence, Scorer
 from .evaluation import evaluate
 from .event_columns import SECONDS_PER_DAY
 from .matrices import flatten_column, user_counts
@@ -32,12 +32,13 @@ def choose_ease(
     *,
     window_days: float | None = None,
     candidates: Sequence[float] = CANDIDATES,
-) -> EaseSettings:
-    """The settings of [`EASE`], of some, that rank best what people took last.
+) -> EaseSettings | None:
+    """The settings of [`EASE`], of some, that rank best what people took last; or that it has no place.
 
     EASE learns from the rows without what was last: of everybody the events of the last `window_days`, or
     of each person the last event; at most 5,000 people who took something new to them are then asked, by
-    NDCG@10. Only the 3,000 most popular items take part.
+    NDCG@10. Only the 3,000 most popular items take part. EASE knows no order. Where people's events have
+    one, counts of what follows the last three items are asked the same.
 
     Args:
         train: encoded rows, without negative events; with `timestamps` in seconds for a window.
@@ -47,6 +48,7 @@ def choose_ease(
 
     Returns:
         The first of equally good settings; those of [`fit_priors`] where nobody took anything new last.
+        `None` where what follows the last items ranks a window better: there the order tells.
 
     >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 3], [2, 1, 3]] * 5})
     >>> choose_ease(rows, 4, candidates=[10, 100])
@@ -57,7 +59,9 @@ def choose_ease(
         return EaseSettings()
     recent = [None] if window_days is None else [None, RECENT_WINDOWS * window_days]
     tried = [EaseSettings(value, days) for days in recent for value in candidates]
-    return max(tried, key=trial.ndcg)
+    best = max(tried, key=trial.of_ease)
+    in_order = window_days is not None and trial.in_order() > trial.of_ease(best)
+    return None if in_order else best
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,16 @@ class _Trial:
         asked = [row for row in rows if not np.isin(row["target_ids"], row["input_ids"]).all()]
         return cls(rows, asked[:: max(1, -(-len(asked) // ASKED))], len(popular))
 
-    def ndcg(self, settings: EaseSettings) -> float:
+    def of_ease(self, settings: EaseSettings) -> float:
+        return self._ndcg(EASE(self.rows, self.num_items + 1, **settings._asdict()))
+
+    def in_order(self) -> float:
+        return self._ndcg(Cooccurrence(self.rows, self.num_items + 1))
+
+    def _ndcg(self, scorer: Scorer) -> float:
         k = min(10, self.num_items)
         result = evaluate(
-            EASE(self.rows, self.num_items + 1, **settings._asdict()),
+            scorer,
             self.asked,
             ks=[k],
             seen="exclude",

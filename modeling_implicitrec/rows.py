@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from torch.utils import data
+from transformers import TrainingArguments
 
 Row = dict[str, Any]  # an encoded sequence: by column a value, or one for each event
 
@@ -73,11 +74,16 @@ class GroupedRows(SequenceRows):
     processes share them. Trainer reads the rows as they come (`train_sampling_strategy="sequential"`) and
     tells the epoch.
 
+    A step that is one batch has histories of one length. As the loss is a mean over the step, an event of
+    a short history then counts more than one of a long history. With several `batches` to a step, the
+    first has short histories and the last long ones: all steps have about as many events.
+
     Args:
         rows: of [`SequenceRows`].
         lengths: the positions that each of a list of rows takes, as of
             [`~DataCollatorForNextItem.lengths`].
         step_rows: rows of an optimizer's step: a batch's, times processes, times accumulated batches.
+        batches: that a step accumulates; divides `step_rows`.
         group_steps: steps that are sorted at once; more of them leave less padding.
         seed: of the order.
 
@@ -93,19 +99,36 @@ class GroupedRows(SequenceRows):
         lengths: Callable[[list[Row]], np.ndarray],
         *,
         step_rows: int,
+        batches: int = 1,
         group_steps: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__(rows)
         if step_rows < 1 or group_steps < 1:
             raise ValueError(f"expected positive sizes, got {step_rows} rows, {group_steps} steps")
+        if batches < 1 or step_rows % batches:
+            raise ValueError(f"batches must divide the {step_rows} rows of a step, got {batches}")
         self.lengths, self.step_rows, self.seed = lengths, step_rows, seed
+        self.batches = batches
         steps = -(-len(rows) // step_rows)
         groups = max(1, round(steps / group_steps))
         ends = np.linspace(0, steps, groups + 1).astype(np.int64) * step_rows
         self._bounds = np.minimum(ends, len(rows))
         self.epoch = -1
         self.set_epoch(0)
+
+    @classmethod
+    def of_run(
+        cls,
+        rows: Dataset,
+        lengths: Callable[[list[Row]], np.ndarray],
+        training: TrainingArguments,
+    ) -> Self:
+        """In the steps of a run, whose arguments then tell Trainer to read the rows as they come."""
+        training.train_sampling_strategy = "sequential"
+        batches = training.gradient_accumulation_steps
+        step = training.train_batch_size * training.world_size * batches
+        return cls(rows, lengths, step_rows=step, batches=batches, seed=training.seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Mix the rows for an epoch; accelerate's loader calls it."""
@@ -132,9 +155,11 @@ class GroupedRows(SequenceRows):
         generator = np.random.default_rng((self.seed, self.epoch, group))
         start = generator.integers(steps + 1) * self.step_rows
         last = order[start : start + rest]
-        order = np.delete(order, slice(start, start + rest)).reshape(steps, self.step_rows)
-        generator.shuffle(order)
-        return rows[np.concatenate([order.ravel(), last])]
+        order = np.delete(order, slice(start, start + rest))
+        batches = order.reshape(self.batches, steps, self.step_rows // self.batches)
+        for alike in batches:
+            generator.shuffle(alike)
+        return rows[np.concatenate([batches.swapaxes(0, 1).ravel(), last])]
 
 
 class RowTables:

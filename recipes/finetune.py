@@ -271,9 +271,7 @@ def training_rows(args: FinetuneArguments, training, train, collator) -> Sequenc
     if training.train_sampling_strategy != "group_by_length" or args.dp_epsilon:
         return SequenceRows(train)
     # Less padding than with Trainer's own, and an order that a resumed run finds again.
-    training.train_sampling_strategy = "sequential"
-    step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    return GroupedRows(train, collator.lengths, step_rows=step, seed=training.seed)
+    return GroupedRows.of_run(train, collator.lengths, training)
 
 
 def plan_privacy(args: FinetuneArguments, training: TrainingArguments, num_users: int):

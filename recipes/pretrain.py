@@ -127,10 +127,7 @@ def build_trainer(
     train = joined.splits["train"].filter(lambda size: size > 1, input_columns="length")
     rows = SequenceRows(train)
     if training.train_sampling_strategy == "group_by_length":
-        training.train_sampling_strategy = "sequential"  # in the order of the rows
-        step = training.train_batch_size * training.gradient_accumulation_steps
-        step *= training.world_size
-        rows = GroupedRows(train, collator.lengths, step_rows=step, seed=training.seed)
+        rows = GroupedRows.of_run(train, collator.lengths, training)
     return Trainer(
         model=model,
         args=training,

@@ -46,7 +46,10 @@ def measure(folder: Path) -> dict:
             found = float(ndcg(scorer, log, log.splits["validation"]).mean())
             values.setdefault(named(days), {})[f"{value:g}"] = found
     chosen = choose_ease(train, size, window_days=window, candidates=LAMBDAS)
-    return {"values": values, "chosen": words(chosen)}
+    return {
+        "values": values,
+        "chosen": words(chosen) if chosen else ["what follows the last items", ""],
+    }
 
 
 def named(days: float | None) -> str:

@@ -49,6 +49,15 @@ def test_few_events_an_item_want_more_regularisation():
     assert "prior_dropout" in sparse and "prior_dropout" not in dense
 
 
+def test_a_step_that_labels_every_event_has_short_and_long_histories():
+    often = settings()
+    assert often["per_device_train_batch_size"] * often["gradient_accumulation_steps"] == 128
+    assert often["gradient_accumulation_steps"] == 4
+    window = settings(window_days=28.0)  # of which every person has one question
+    assert window["per_device_train_batch_size"] == 32
+    assert window["gradient_accumulation_steps"] == 1
+
+
 def test_repeats_decide_what_may_come_again():
     assert settings()["model.exclude_seen"] and not settings()["model.copy_prior"]
     again = settings(repeat_share=0.4)
@@ -95,9 +104,24 @@ def test_what_people_take_now_counts_more_where_it_ranks_better():
         items, times = np.stack([first, second], 1), np.stack([start, start + 5], 1) * 86_400
         rows = {"input_ids": items.tolist(), "timestamps": times.tolist()}
         train = Dataset.from_dict(rows)
-        assert choose_ease(train, 5, window_days=10.0).recent_days == recent
+        chosen = choose_ease(train, 5, window_days=10.0)
+        assert (chosen.recent_days if chosen else None) == recent
     assert settings(window_days=28.0, ease=EaseSettings(300, 42.0))["recent_days"] == 42.0
     assert "recent_days" not in settings(window_days=28.0)
+
+
+def test_where_order_tells_more_a_temporal_test_is_learnt_from_what_comes_next():
+    generator = np.random.default_rng(0)
+    starts, days = generator.integers(0, 40, size=200), np.sort(generator.random((200, 12)) * 100)
+    items = 1 + (starts[:, None] + np.arange(12)) % 40  # everybody goes on to the next item
+    rows = {"input_ids": items, "timestamps": (days * 86_400).astype(np.int64)}
+    chosen = choose_ease(Dataset.from_dict(rows), 41, window_days=10.0)
+    assert chosen is None
+    in_order = settings(window_days=28.0, ease=chosen)
+    assert in_order["model.num_cooccurrences"] and "cooccurrence_source" not in in_order
+    assert "target_window_days" not in in_order
+    rows["input_ids"] = [generator.permutation(row) for row in items]
+    assert choose_ease(Dataset.from_dict(rows), 41, window_days=10.0) is not None
 
 
 def test_who_holds_out_the_last_of_a_basket_learns_what_follows_in_it():

@@ -60,6 +60,16 @@ def test_little_is_padding_and_less_where_more_is_sorted_at_once():
     assert padding(grouped(group_steps=64)) < 0.1
 
 
+def test_a_step_of_several_batches_has_short_and_long_histories():
+    whole, mixed = (COLLATOR.lengths(list(r))[:768] for r in (grouped(), grouped(batches=4)))
+    events = [lengths.reshape(-1, 32).sum(1) for lengths in (whole, mixed)]
+    assert events[1].std() < events[0].std() / 2
+    means = mixed.reshape(-1, 4, 8).mean(2)  # of each batch of each step
+    assert (np.diff(means, axis=1) >= 0).all() and (means[:, 0] < means[:, 3]).all()
+    assert padding(grouped(batches=4), size=8) < 0.15
+    assert sorted(order(grouped(batches=4))) == list(range(1000))
+
+
 def test_processes_share_the_steps_of_one():
     """Two processes of 16 rows take turns, as accelerate deals out batches."""
     whole = order(grouped())
@@ -82,6 +92,8 @@ def test_lengths_follow_the_draw_of_the_epoch():
 def test_sizes_and_places_out_of_range_are_refused():
     with pytest.raises(ValueError, match="expected positive sizes, got 0 rows"):
         grouped(step_rows=0)
+    with pytest.raises(ValueError, match="batches must divide the 32 rows of a step, got 5"):
+        grouped(batches=5)
     for place in (-1, 1000):
         with pytest.raises(IndexError, match="rows are 0 to 999"):
             grouped()[place]
