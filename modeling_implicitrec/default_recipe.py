@@ -12,8 +12,8 @@ from .ease_trial import EaseSettings, choose_ease
 from .matrices import first_events, flatten_column, flatten_tokens, positive_events
 from .season import season_evidence
 
-LABELS_A_STEP = 1500  # events that a step learns from
-STEPS = 2100  # that a model of a small log needs
+LABELS_A_STEP = 750  # events that a step learns from
+STEPS = 4200  # that a model of a small log needs
 BATCHES = 4  # of a step: of the shortest histories, ..., of the longest
 PRIOR_STEPS = 200  # that the numbers of the co-occurrence prior need
 FULL_SOFTMAX_ITEMS = 50_000  # from here on, scores of all items cost more than they teach

@@ -51,7 +51,7 @@ def test_few_events_an_item_want_more_regularisation():
 
 def test_a_step_that_labels_every_event_has_short_and_long_histories():
     often = settings()
-    assert often["per_device_train_batch_size"] * often["gradient_accumulation_steps"] == 128
+    assert often["per_device_train_batch_size"] * often["gradient_accumulation_steps"] == 64
     assert often["gradient_accumulation_steps"] == 4
     window = settings(window_days=28.0)  # of which every person has one question
     assert window["per_device_train_batch_size"] == 32
