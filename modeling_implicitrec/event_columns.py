@@ -94,10 +94,8 @@ def is_whole(column: ibis.Value, from_csv: bool) -> ibis.Value | None:
         return column.isnull() | whole.notnull()
     if not from_csv:
         return None
-    text, plain = (
-        text_of(column),
-        whole.cast("string"),
-    )  # 17.0 is what pandas makes of 17 beside null
+    # 17.0 is what pandas writes for a 17 beside a missing value.
+    text, plain = text_of(column), whole.cast("string")
     return text.isnull() | text.isin([plain, plain + ".0"]).fill_null(False)
 
 
