@@ -59,9 +59,10 @@ def choose_ease(
         return EaseSettings()
     recent = [None] if window_days is None else [None, RECENT_WINDOWS * window_days]
     tried = [EaseSettings(value, days) for days in recent for value in candidates]
-    best = max(tried, key=trial.of_ease)
-    in_order = window_days is not None and trial.in_order() > trial.of_ease(best)
-    return None if in_order else best
+    found = [trial.of_ease(settings) for settings in tried]
+    if window_days is not None and trial.in_order() > max(found):
+        return None
+    return tried[found.index(max(found))]
 
 
 @dataclass(frozen=True)
