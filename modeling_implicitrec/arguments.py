@@ -34,7 +34,11 @@ class _Option(NamedTuple):
         return self.field.default is missing and self.field.default_factory is missing
 
 
-def parse_arguments(*dataclass_types: type, args: Sequence[str] | None = None) -> tuple:
+def parse_arguments(
+    *dataclass_types: type,
+    args: Sequence[str] | None = None,
+    adjust: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> tuple:
     """Fill dataclasses from a YAML file, then from `--key value` overrides.
 
     The first argument, where it does not start with `--`, is the YAML file: a flat mapping of field
@@ -45,13 +49,14 @@ def parse_arguments(*dataclass_types: type, args: Sequence[str] | None = None) -
     Args:
         dataclass_types: dataclasses, also `transformers.TrainingArguments`; no two may own a key.
         args: the words of the command line; `None` reads them from `sys.argv`.
+        adjust: gives what the dataclasses are made of, from the values that were read by key.
 
     Returns:
         One instance of each dataclass, in the order given.
 
     Raises:
-        ValueError: an unknown key, a wrong type or a missing field. From `sys.argv` it is a
-            `SystemExit` with the same message, so that a recipe's user sees no traceback.
+        ValueError: an unknown key, a wrong type, a missing field, or what a dataclass refuses. From
+            `sys.argv` it is a `SystemExit` with the same message in one line, without a traceback.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -68,14 +73,15 @@ def parse_arguments(*dataclass_types: type, args: Sequence[str] | None = None) -
         raise SystemExit(0)
     try:
         values = _read_values(words, options)
+        values = values if adjust is None else adjust(values)
+        return tuple(
+            owner(**{key: value for key, value in values.items() if options[key].owner is owner})
+            for owner in dataclass_types
+        )
     except ValueError as error:
         if args is None:
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {' '.join(str(error).split())}") from None
         raise
-    return tuple(
-        owner(**{key: value for key, value in values.items() if options[key].owner is owner})
-        for owner in dataclass_types
-    )
 
 
 def check_numbers(arguments: object, *bounds: str) -> None:

@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from safetensors.numpy import load_file
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy
 
 from modeling_implicitrec import (
     DataCollatorForNextItem,
@@ -74,9 +73,7 @@ class FinetuneArguments:
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
-    weighted_cooccurrences: bool = field(
-        default=False, metadata={"help": "by weights; needs folds"}
-    )
+    weighted_cooccurrences: bool = field(default=False, metadata={"help": "by weight; needs folds"})
     label_weight_power: float = field(
         default=0.0, metadata={"help": "p of a label's weight w^p in the loss; 0: alike"}
     )
@@ -132,6 +129,18 @@ class FinetuneArguments:
         check_numbers(self, "ease_regularization dp_delta dp_clip_norm > 0")
 
 
+def skip_evaluation(given: dict) -> dict:
+    """What the arguments are made of: where nothing is evaluated, nothing is chosen by it."""
+    if given.get("refit") or given.get("dp_epsilon"):  # learnt from; or people's data without noise
+        given |= {"eval_strategy": "no"}
+    needs = {"load_best_model_at_end": False, "early_stopping_patience": 0}
+    left = [name for name in needs if given.get(name)]
+    if left and given.get("eval_strategy", "no") == "no":
+        print(f"nothing is evaluated: the last weights are kept, without {' and '.join(left)}")
+        given |= needs
+    return given
+
+
 def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScoring:
     if args.use_platforms and not processor.platforms:
         raise SystemExit(f"use_platforms: the events in {args.data_dir} name no platform")
@@ -139,9 +148,7 @@ def build_model(args: FinetuneArguments, processor, train) -> ImplicitRecForScor
     settings: dict = {}
     if args.from_checkpoint:
         source, known = load_checkpoint(args.from_checkpoint)
-        settings = {
-            name: getattr(source.config, name) for name in ImplicitRecConfig.__annotations__
-        }
+        settings = {n: getattr(source.config, n) for n in ImplicitRecConfig.__annotations__}
     settings |= {
         "vocab_size": processor.vocab_size,
         "num_event_types": processor.num_event_types,
@@ -234,10 +241,8 @@ def build_trainer(args: FinetuneArguments, training, model, collator, train, val
     training.label_names = ["target_ids"]  # of evaluation rows; training rows have labels
     training.remove_unused_columns = False  # the collator reads columns that the model does not
     training.dataloader_pin_memory = torch.cuda.is_available()
-    if args.refit or args.dp_epsilon:  # learnt from; or no choice by people's data without noise
-        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     callbacks: list = [EpochCallback(collator)]
-    if args.early_stopping_patience and not (args.refit or args.dp_epsilon):
+    if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     if args.prior_steps or args.prior_dropout:
         callbacks.append(PriorCallback(args.prior_steps, args.prior_dropout))
@@ -291,7 +296,7 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
     """How the checkpoint was made, for its card."""
     training, state = trainer.args, trainer.state
     batch = training.train_batch_size * training.gradient_accumulation_steps
-    best = {} if args.refit or args.dp_epsilon else {"best validation NDCG@10": state.best_metric}
+    best = {} if training.eval_strategy == "no" else {"best validation NDCG@10": state.best_metric}
     private = isinstance(trainer, PrivateTrainer)
     period = None if private else read_period(trainer.train_dataset.rows)
     if args.from_checkpoint:
@@ -359,7 +364,7 @@ def push(training: TrainingArguments) -> None:
 
 
 def main() -> None:
-    args, training = parse_arguments(FinetuneArguments, TrainingArguments)
+    args, training = parse_arguments(FinetuneArguments, TrainingArguments, adjust=skip_evaluation)
     if Path(training.output_dir).is_file():
         raise SystemExit(f"output_dir must be a folder, got the file {training.output_dir}")
     set_seed(training.seed)
@@ -376,10 +381,7 @@ def main() -> None:
     if args.season_days:
         check_season(model, train, days=args.season_days)
         if args.dp_epsilon or trainer.is_fsdp_enabled:
-            raise SystemExit(
-                "season_days counts people's events and needs whole weights: neither "
-                "dp_epsilon nor FSDP goes with it"
-            )
+            raise SystemExit("season_days counts events, in whole weights: no dp_epsilon, no FSDP")
     trainer.train(resume_from_checkpoint=resumed_from)
     if args.tune == "lora":
         merge_lora(model)

@@ -164,6 +164,20 @@ def test_from_the_real_command_line_an_error_has_no_traceback(monkeypatch):
         parse_arguments(Data)
 
 
+def test_what_a_dataclass_refuses_is_one_line(monkeypatch):
+    words = ["--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "epoch"]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *words])
+    with pytest.raises(SystemExit, match="^error: .*save and eval strategy to match.*EPOCH$"):
+        parse_arguments(TrainingArguments)
+
+
+def test_values_are_adjusted_before_they_are_used():
+    def adjust(given: dict) -> dict:
+        return given | {"data_dir": given["data_dir"].upper()}
+
+    assert parse_arguments(Data, args=["--data_dir", "a"], adjust=adjust)[0].data_dir == "A"
+
+
 def test_training_arguments(tmp_path):
     path = write(
         tmp_path,

@@ -114,19 +114,20 @@ def test_every_finetuning_yaml_trains_two_steps(path, data, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_the_recipe_that_prepare_writes_trains_and_is_evaluated(data, tmp_path):
+@pytest.mark.parametrize("evaluated", ["steps", "no"])
+def test_the_recipe_that_prepare_writes_trains_and_is_evaluated(evaluated, data, tmp_path, capsys):
     written = yaml.safe_load((data / "finetune.yaml").read_text())
     assert written["data_dir"] == str(data)
     options = {"output_dir": tmp_path, "max_steps": 2, "use_cpu": "true", "save_steps": 2}
-    options |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2}
+    options |= {"eval_strategy": evaluated, "save_strategy": "steps", "eval_steps": 2}
     run("finetune", str(data / "finetune.yaml"), *words(options))
+    told = "without load_best_model_at_end and early_stopping_patience" in capsys.readouterr().out
+    assert told == (evaluated == "no")
     run("evaluate", str(data / "evaluate.yaml"), "--model", str(tmp_path))
     assert "own frequency" in json.loads((tmp_path / "results_test.json").read_text())["all"]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(RECIPES.glob("*/prepare.yaml")), ids=lambda p: p.parent.name
-)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/prepare.yaml")), ids=str)
 def test_every_prepare_yaml_is_understood(path, tmp_path):
     source = yaml.safe_load(path.read_text())["source"]
     if source != "completejourney" and not Path(source).exists():
@@ -139,9 +140,8 @@ def test_every_prepare_yaml_is_understood(path, tmp_path):
 def trained(data, tmp_path_factory) -> Path:
     """A run of four steps in one process, with a checkpoint after two."""
     folder = tmp_path_factory.mktemp("trained")
-    launch(
-        sys.executable, *FINETUNE_BEAUTY, *words(SMALL | {"data_dir": data, "output_dir": folder})
-    )
+    options = words(SMALL | {"data_dir": data, "output_dir": folder})
+    launch(sys.executable, *FINETUNE_BEAUTY, *options)
     return folder
 
 
