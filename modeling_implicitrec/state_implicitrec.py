@@ -166,9 +166,11 @@ def event_columns(
     platform_ids: Tensor | None = None,
 ) -> Columns:
     """The columns of a batch that were given, with a weight for every event; checks them."""
-    weights = event_weights(config, input_ids, input_weights, attention_mask)
     others = {"event_type_ids": event_type_ids, "timestamps": timestamps}
     others["platform_ids"] = platform_ids
+    check_tensors(input_ids=input_ids, input_weights=input_weights, **others)
+    check_tensors(attention_mask=attention_mask)
+    weights = event_weights(config, input_ids, input_weights, attention_mask)
     given = {name: values for name, values in others.items() if values is not None}
     columns = {"input_ids": input_ids, "input_weights": weights, **given}
     for name, values in given.items():
@@ -180,6 +182,16 @@ def event_columns(
     return columns
 
 
+def check_tensors(**named: Any) -> None:
+    """Raise `ValueError` for what is given and no tensor."""
+    for name, values in named.items():
+        if values is not None and not isinstance(values, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, got {type(values).__name__}: torch.tensor makes one of "
+                "numbers, and a processor makes the inputs of histories of item ids"
+            )
+
+
 def check_ids(name: str, ids: Tensor | None, **size: int) -> None:
     """Raise `ValueError` for ids that are no rows of a table of this size, given by its name.
 
@@ -187,6 +199,8 @@ def check_ids(name: str, ids: Tensor | None, **size: int) -> None:
     """
     if ids is None or not ids.numel() or torch.compiler.is_compiling():
         return
+    if ids.dtype not in (torch.long, torch.int):
+        raise ValueError(f"{name} must be of torch.long or torch.int, got {ids.dtype}")
     if ids.device.type != "cpu" and torch.is_grad_enabled():
         return
     ((key, rows),) = size.items()
@@ -205,6 +219,7 @@ def check_lists(name: str, ids: Tensor | None, like: Tensor) -> None:
 
 def check_candidates(ids: Tensor | None, states: Tensor, vocab_size: int) -> None:
     """Raise `ValueError` for `candidate_ids` that are not `[batch, candidates]` of tokens."""
+    check_tensors(candidate_ids=ids)
     if not torch.compiler.is_compiling():
         check_lists("candidate_ids", ids, states)
     check_ids("candidate_ids", ids, vocab_size=vocab_size)
@@ -226,12 +241,14 @@ def check_answers(
     inputs = batch["input_ids"]
     if inputs is None or torch.compiler.is_compiling():
         return
+    negative = batch["negative_labels"]
+    named = {"labels": labels, "label_weights": label_weights, "negative_labels": negative}
+    check_tensors(target_ids=target_ids, candidate_ids=candidate_ids, **named)
+    check_tensors(query_time=batch["query_time"], fold_ids=batch["fold_ids"])
     check_lists("target_ids", target_ids, inputs)
     other, like = "input_ids", inputs
     if candidate_ids is not None:
         other, like = "candidate_ids", candidate_ids
-    negative = batch["negative_labels"]
-    named = {"labels": labels, "label_weights": label_weights, "negative_labels": negative}
     for name, values in named.items():
         if values is not None:
             check_shape(name, values, other, like)

@@ -1,5 +1,6 @@
-"""Labels and targets that do not fit the inputs or the items are refused by name, before torch trips."""
+"""Inputs, labels and targets that fit no model or item are refused by name, before torch trips."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny
@@ -60,6 +61,25 @@ def ones(*shape: int, value: float = 1) -> torch.Tensor:
 def test_answers_that_fit_nothing_are_named(given, told):
     with pytest.raises(ValueError, match=told):
         tiny(**SETTINGS).train()(HISTORIES, **given)
+
+
+@pytest.mark.parametrize("call", ["__call__", "recommend", "last_scores", "update"])
+@pytest.mark.parametrize("kind", [list, np.asarray])
+def test_what_is_no_tensor_is_named(call, kind):
+    ask = getattr(tiny().eval(), call)
+    told = f"must be a tensor, got {type(kind([])).__name__}: torch.tensor makes one"
+    with pytest.raises(ValueError, match=f"^input_ids {told}"):
+        ask(input_ids=kind([[3, 1, 4]]))
+    with pytest.raises(ValueError, match=f"^timestamps {told}"):
+        ask(input_ids=HISTORIES, timestamps=kind([[1, 2, 3]] * 2))
+    with pytest.raises(ValueError, match="^input_ids must be of torch.long or .* torch.float32$"):
+        ask(input_ids=HISTORIES.float())
+
+
+@pytest.mark.parametrize("name", ["candidate_ids", "labels", "target_ids", "query_time"])
+def test_what_is_asked_for_is_a_tensor_too(name):
+    with pytest.raises(ValueError, match=f"^{name} must be a tensor, got list"):
+        tiny(**SETTINGS).eval()(HISTORIES, timestamps=HISTORIES, **{name: [[1], [2]]})
 
 
 def test_answers_that_are_ignored_are_taken():
