@@ -50,13 +50,20 @@ def load_checkpoint(
     processor.check_model(model.config)
     if data_dir is not None and Path(data_dir, "processor").is_dir():
         of_data = ImplicitRecProcessor.from_pretrained(Path(data_dir, "processor"))
-        if of_data.fingerprint != processor.fingerprint:
-            raise ValueError(
-                f"{data_dir} was prepared with {of_data.vocab_size - 1} items that are not, or not in "
-                f"this order, the {processor.vocab_size - 1} items of {name}: their tokens differ; "
-                f"train on it, from this model with --from_checkpoint {name}"
-            )
+        _check_items(of_data, str(data_dir), processor, str(name))
     return model, processor
+
+
+def _check_items(
+    of_data: ImplicitRecProcessor, data: str, known: ImplicitRecProcessor, checkpoint: str
+) -> None:
+    """Raise `ValueError` where data has other items than a checkpoint, or in another order."""
+    if of_data.fingerprint != known.fingerprint:
+        raise ValueError(
+            f"{data} was prepared with {of_data.vocab_size - 1} items that are not, or not in this "
+            f"order, the {known.vocab_size - 1} items of {checkpoint}: their tokens differ; train on "
+            f"it, from this model with --from_checkpoint {checkpoint} and another output_dir"
+        )
 
 
 class ProcessorCallback(TrainerCallback):
@@ -145,11 +152,7 @@ def resume_point(
             known = ImplicitRecProcessor.from_pretrained(checkpoint)
         except OSError:  # the run was killed before it was written
             known = processor
-        if known.fingerprint != processor.fingerprint:
-            raise ValueError(
-                f"{checkpoint} learnt from data of other items, or in another order: start anew, from it "
-                f"with --from_checkpoint {checkpoint} and another output_dir"
-            )
+        _check_items(processor, "the data", known, str(checkpoint))
     training.restore_callback_states_from_checkpoint = True
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     control = state.stateful_callbacks.get("TrainerControl", {})

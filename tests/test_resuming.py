@@ -156,5 +156,7 @@ def test_a_run_on_data_of_other_items_is_not_gone_on_with(tmp_path):
     same = ImplicitRecProcessor.fit({"item_id": ["tea", "milk"]})
     assert resume_point(training, same) == str(path)
     other = ImplicitRecProcessor.fit({"item_id": ["rye", "tea"]})  # whose tokens they are now
-    with pytest.raises(ValueError, match="checkpoint-12 learnt from data of other items"):
+    with pytest.raises(
+        ValueError, match="the data was .* the 2 items of .*checkpoint-12: .* another"
+    ):
         resume_point(training, other)
