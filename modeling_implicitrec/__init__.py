@@ -22,7 +22,13 @@ from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
 from .catalogue_implicitrec import nearest_items
-from .checkpoints import ProcessorCallback, last_checkpoint, load_checkpoint, resume_point
+from .checkpoints import (
+    ProcessorCallback,
+    last_checkpoint,
+    load_checkpoint,
+    resume_point,
+    set_aside_checkpoints,
+)
 from .classification_implicitrec import (
     ImplicitRecForSequenceClassification,
     ImplicitRecSequenceClassifierOutput,
@@ -295,6 +301,7 @@ __all__ = [
     "season_evidence",
     "season_gain",
     "shared_weights",
+    "set_aside_checkpoints",
     "table_fingerprint",
     "temporal_split",
     "training_columns",

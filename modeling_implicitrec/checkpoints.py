@@ -119,11 +119,23 @@ def _is_whole(checkpoint: Path, processes: int) -> bool:
     return len(states) >= processes and all(zipfile.is_zipfile(path) for path in states)
 
 
+def set_aside_checkpoints(training: TrainingArguments) -> None:
+    """Say of the checkpoints in a run's folder that they are an earlier run's: none is gone on with.
+
+    Their `trainer_state.json` is renamed; they can still be loaded. One process does it.
+
+    Args:
+        training: of the new run.
+
+    >>> set_aside_checkpoints(TrainingArguments("a new folder", report_to="none", use_cpu=True))
+    """
+    if training.should_save:
+        for state in Path(str(training.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}"):
+            state.replace(state.with_name(EARLIER))
+
+
 def resume_point(
-    training: TrainingArguments,
-    processor: ImplicitRecProcessor | None = None,
-    *,
-    resume: bool = True,
+    training: TrainingArguments, processor: ImplicitRecProcessor | None = None
 ) -> str | None:
     """What `Trainer.train` takes as `resume_from_checkpoint` to end as if the run had not been killed.
 
@@ -133,17 +145,10 @@ def resume_point(
     Args:
         training: of the run, the same as before but for what is set here.
         processor: of the data, where the checkpoints hold theirs ([`ProcessorCallback`]).
-        resume: False for a new run: what checkpoints are in its folder are an earlier run's, and are not
-            gone on with from now on. Their `trainer_state.json` is renamed; they can still be loaded.
 
     Raises:
         ValueError: where the run learnt from data of other items.
     """
-    if not resume:
-        if training.should_save:
-            for state in Path(str(training.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}"):
-                state.replace(state.with_name(EARLIER))
-        return None
     checkpoint = last_checkpoint(str(training.output_dir), processes=training.world_size)
     if checkpoint is None:
         return None

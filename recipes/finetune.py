@@ -54,6 +54,7 @@ from modeling_implicitrec import (
     reduce_logits_to_hits,
     resume_point,
     run_recipe,
+    set_aside_checkpoints,
     transfer_weights,
     write_model_card,
 )
@@ -101,15 +102,11 @@ class FinetuneArguments:
         default=False, metadata={"help": "update only items that a step reads; for sampled losses"}
     )
     refit: bool = field(default=False, metadata={"help": "learn from all before the test"})
-    prior_steps: int = field(
-        default=0, metadata={"help": "the prior's numbers learn in these steps only; 0: in all"}
-    )
+    prior_steps: int = field(default=0, metadata={"help": "the prior learns in these only; 0: all"})
     prior_dropout: float = field(
         default=0.0, metadata={"help": "share of positions without the prior after prior_steps"}
     )
-    dp_epsilon: float = field(
-        default=0.0, metadata={"help": "differential privacy of users, such as 8; 0: none"}
-    )
+    dp_epsilon: float = field(default=0.0, metadata={"help": "differential privacy, as 8; 0: none"})
     dp_delta: float = field(default=1e-5, metadata={"help": "well below 1 / users"})
     dp_clip_norm: float = field(default=1.0, metadata={"help": "of a user's gradient"})
     dp_count_noise: float = field(
@@ -372,7 +369,9 @@ def main() -> None:
     # Trainer would push every save, and its pickled arguments with it.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
     train, validation, processor = load(args)
-    resumed_from = resume_point(training, processor, resume=args.resume)
+    resumed_from = resume_point(training, processor) if args.resume else None
+    if not args.resume:
+        set_aside_checkpoints(training)
     model = build_model(args, processor, train)
     processor.adapt_to(model.config)
     collator = build_collator(args, training, model, processor)

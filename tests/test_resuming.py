@@ -14,7 +14,12 @@ import torch
 from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
-from modeling_implicitrec import ImplicitRecProcessor, last_checkpoint, resume_point
+from modeling_implicitrec import (
+    ImplicitRecProcessor,
+    last_checkpoint,
+    resume_point,
+    set_aside_checkpoints,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # where scripts find each other
@@ -131,10 +136,10 @@ def test_a_run_that_had_stopped_early_stays_stopped(tmp_path):
 
 def test_only_checkpoints_of_the_same_run_are_gone_on_with(tmp_path):
     training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    assert resume_point(training, resume=False) is None  # nothing is there yet
+    set_aside_checkpoints(training)  # nothing is there yet
     earlier = write_checkpoint(tmp_path, 12)
     assert resume_point(training) == str(earlier)
-    assert resume_point(training, resume=False) is None  # and killed before its first checkpoint
+    set_aside_checkpoints(training)  # and killed before its first checkpoint
     assert resume_point(training) is None
     own = write_checkpoint(tmp_path, 4)
     assert resume_point(training) == str(own)
