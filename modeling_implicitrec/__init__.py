@@ -46,7 +46,7 @@ from .collation import DataCollatorForNextItem, EpochCallback
 from .configuration_implicitrec import ImplicitRecConfig
 from .data_sharing import pseudonymise, push_sequences
 from .default_recipe import LogStatistics, choose_settings, log_statistics, write_default_recipe
-from .ease_trial import EaseSettings, choose_ease
+from .ease_trial import EaseSettings, choose_ease, ease_candidates
 from .encoding import encode_sequences, encode_splits, training_columns
 from .evaluation import (
     compute_hit_metrics,
@@ -247,6 +247,7 @@ __all__ = [
     "did_it_happen",
     "diverse",
     "drop_rare_items",
+    "ease_candidates",
     "ease_table",
     "encode_sequences",
     "encode_splits",
@@ -300,8 +301,8 @@ __all__ = [
     "save_sequences",
     "season_evidence",
     "season_gain",
-    "shared_weights",
     "set_aside_checkpoints",
+    "shared_weights",
     "table_fingerprint",
     "temporal_split",
     "training_columns",

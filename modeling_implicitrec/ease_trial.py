@@ -26,6 +26,22 @@ class EaseSettings(NamedTuple):
     recent_days: float | None = None
 
 
+def ease_candidates(
+    window_days: float | None = None, lambdas: Sequence[float] = CANDIDATES
+) -> list[EaseSettings]:
+    """The settings of [`EASE`] that are tried for a log.
+
+    Args:
+        window_days: of a temporal test: 1.5 times as many `recent_days` are tried as well.
+        lambdas: in users.
+
+    >>> ease_candidates(28.0, [100])
+    [EaseSettings(regularization=100, recent_days=None), EaseSettings(regularization=100, recent_days=42.0)]
+    """
+    recent = [None] if window_days is None else [None, RECENT_WINDOWS * window_days]
+    return [EaseSettings(value, days) for days in recent for value in lambdas]
+
+
 def choose_ease(
     train: Dataset,
     vocab_size: int,
@@ -43,7 +59,7 @@ def choose_ease(
     Args:
         train: encoded rows, without negative events; with `timestamps` in seconds for a window.
         vocab_size: item tokens including 0.
-        window_days: for a window, 1.5 times as many `recent_days` are tried as well.
+        window_days: for a window; see [`ease_candidates`].
         candidates: lambdas, in users.
 
     Returns:
@@ -57,8 +73,7 @@ def choose_ease(
     trial = _Trial.of(train, vocab_size, window_days)
     if not trial.asked:
         return EaseSettings()
-    recent = [None] if window_days is None else [None, RECENT_WINDOWS * window_days]
-    tried = [EaseSettings(value, days) for days in recent for value in candidates]
+    tried = ease_candidates(window_days, candidates)
     found = [trial.of_ease(settings) for settings in tried]
     if window_days is not None and trial.in_order() > max(found):
         return None

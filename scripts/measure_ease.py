@@ -13,11 +13,16 @@ from pathlib import Path
 from result_pages import table, what_is_measured, write_page
 from seed_runs import Log, ndcg
 
-from modeling_implicitrec import EASE, EaseSettings, choose_ease, parse_arguments, positive_events
+from modeling_implicitrec import (
+    EASE,
+    EaseSettings,
+    choose_ease,
+    ease_candidates,
+    parse_arguments,
+    positive_events,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-LAMBDAS = (30.0, 100.0, 300.0, 1000.0)  # those of prepare.py,
-RECENT_WINDOWS = 1.5  # as is this
 
 
 @dataclass
@@ -40,12 +45,12 @@ def measure(folder: Path) -> dict:
     train = positive_events(log.splits["train"], log.processor.negative_event_type_ids)
     window = prepared["test_days"] if prepared["split"] == "temporal" else None
     values: dict[str, dict[str, float]] = {}
-    for days in [None] if window is None else [None, RECENT_WINDOWS * window]:
-        for value in LAMBDAS:
-            scorer = EASE(train, size, regularization=value, recent_days=days)
-            found = float(ndcg(scorer, log, log.splits["validation"]).mean())
-            values.setdefault(named(days), {})[f"{value:g}"] = found
-    chosen = choose_ease(train, size, window_days=window, candidates=LAMBDAS)
+    for settings in ease_candidates(window):
+        row, column = words(settings)
+        scorer = EASE(train, size, **settings._asdict())
+        found = float(ndcg(scorer, log, log.splits["validation"]).mean())
+        values.setdefault(row, {})[column] = found
+    chosen = choose_ease(train, size, window_days=window)
     return {
         "values": values,
         "chosen": words(chosen) if chosen else ["what follows the last items", ""],
@@ -71,7 +76,8 @@ def page(report: dict) -> list[str]:
                 name = told["chosen"][1]
                 cells[name], kept = f"**{cells[name]}**", f"{values[name] / best:.0%}"
             rows.append([log, days, *cells.values(), kept])
-    header = ["log", "days", *(f"{value:g}" for value in LAMBDAS), "kept"]
+    lambdas = next(iter(report["logs"].values()))["values"][named(None)]
+    header = ["log", "days", *lambdas, "kept"]
     head = ["# What EASE wants for a log", "", what_is_measured(__doc__), ""]
     return [*head, f"`{report['command']}`; validation part, NDCG@10.", "", *table(header, rows)]
 
