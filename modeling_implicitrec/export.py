@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,8 @@ def export_onnx(
     Inputs, `[batch, length]` int64: `input_ids`, `input_weights` (float32), `timestamps`, and
     `event_type_ids` and `platform_ids` where the model tells any apart; `query_time`, `[batch]`, where it
     reads one. Outputs: `logits`, `[batch, vocab_size]` as of [`ImplicitRecForScoring`], and `states`,
-    `[batch, hidden_size]`, whose products with the item table are what the body adds to them.
+    `[batch, hidden_size]`, whose products with the item table are what the body adds to them. The open
+    axes are called `batch` and `length`.
 
     Args:
         model: on the CPU; set to evaluation mode.
@@ -74,7 +76,20 @@ def export_onnx(
         made: Any = torch.onnx.export(
             program, input_names=list(example), output_names=OUTPUTS, verbose=False
         )
+    _name_axes(made.model.graph)
     return _write_whole(path, lambda fresh: made.save(str(fresh)))
+
+
+def _name_axes(graph: Any) -> None:
+    """Call the open axes of a graph what they are; the exporter numbers them."""
+    batch, length = (axis.value for axis in graph.inputs[0].shape)
+    names = {batch: "batch", length: "length"}
+    for value in [*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)]:
+        for place, axis in enumerate(value.shape or ()):
+            if not isinstance(axis, int) and axis.value is not None:
+                value.shape[place] = re.sub(
+                    r"\w+", lambda word: names.get(word[0], word[0]), axis.value
+                )
 
 
 def quantize_onnx(path: str | os.PathLike, target: str | os.PathLike) -> Path:

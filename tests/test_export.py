@@ -1,6 +1,7 @@
 """An exported model gives the model's scores, for batches and lengths it was not exported with."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def batch(users: int, length: int) -> dict[str, torch.Tensor]:
     moments = 10**9 + torch.randint(0, 4 * 10**7, (users,))
     moments[1:2] = 0  # nobody says when
     return events | {"query_time": moments}
+
+
+def test_open_axes_are_named(model, path):
+    import onnx
+
+    graph = onnx.load(path).graph
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.output, *graph.value_info]
+    }
+    assert shapes["input_ids"] == shapes["timestamps"] == ["batch", "length"]
+    assert shapes["query_time"] == ["batch"]
+    assert shapes["logits"] == ["batch", 2001] and shapes["states"] == ["batch", 32]
+    numbered = re.compile(r"\bs\d+\b")
+    names = {str(axis) for shape in shapes.values() for axis in shape}
+    assert not [name for name in names if numbered.search(name)]
 
 
 @pytest.mark.parametrize(("users", "length"), [(1, 1), (1, 8), (5, 8), (4, 3)])
