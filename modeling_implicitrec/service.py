@@ -103,9 +103,11 @@ class Service:
     store: Any
     metrics: Metrics = field(default_factory=Metrics)
     reloading: threading.Lock = field(default_factory=threading.Lock)
+    deleted: list[int] = field(default_factory=list)  # places of events, since a reload began
 
     def __post_init__(self) -> None:
         self.reload()
+        self.answering = self.users  # the memory that answered last
 
     @property
     def model(self) -> ServingModel:
@@ -149,9 +151,7 @@ class Service:
         """
         users = self.users
         model = users.model
-        for kind, asked in questions:
-            if kind == "forget":
-                users.forget(*asked)
+        self._forget(users, [asked for kind, asked in questions if kind == "forget"])
         places = [place for place, (kind, _) in enumerate(questions) if kind == "recommend"]
         asked = [questions[place][1] for place in places]
         known = users.read([one["user"] for one in asked])
@@ -164,6 +164,16 @@ class Service:
                 history = self._history(users, asked)
                 answers[place] = model.score(history, asked.item_ids, asked.query_time)
         return [(model.fingerprint, answer) for answer in answers]
+
+    def _forget(self, users: UserCache, gone: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Take users out of memory, and out of that of a reload which may have read their events before."""
+        if users is not self.answering:  # the first time since the reload
+            users.trend.forget(self.deleted)
+            self.answering, self.deleted = users, []
+        for user_id, places in gone:
+            users.forget(user_id, places)
+            if self.reloading.locked() or users is not self.users:
+                self.deleted += places
 
     def _history(self, users: UserCache, asked: ScoreIn) -> Any:
         if asked.history is not None:

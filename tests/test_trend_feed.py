@@ -23,6 +23,7 @@ from modeling_implicitrec import (
 )
 from modeling_implicitrec.recent_events import RecentEvents
 from modeling_implicitrec.service import ServiceSettings, create_app
+from modeling_implicitrec.user_cache import UserCache
 
 ITEMS, HELD, END = 30, 12, 10_000  # the checkpoint's trend ends at END
 NOW = END + 5000
@@ -200,6 +201,26 @@ def test_events_ahead_push_nothing_out(settings):
         assert same(listed(one), before)
     with serving(settings) as later:
         assert same(listed(later), before)
+
+
+def test_who_is_deleted_during_a_reload_is_not_in_the_new_trend(settings, monkeypatch):
+    with serving(settings) as client:
+        before = listed(client)
+        send(client, *ANNS)
+        held = []
+
+        def slow(*given, **options) -> UserCache:
+            users = UserCache(*given, **options)  # has read what is stored
+            held.append(users.model.recent.latest)
+            assert client.delete("/users/ann").json() == {"deleted": len(ANNS)}
+            return users
+
+        monkeypatch.setattr("modeling_implicitrec.service.UserCache", slow)
+        client.app.state.service.reload()
+        assert held == [END + 2000]
+        assert same(listed(client), before)
+        send(client, *ANNS)
+        assert not same(listed(client), before)
 
 
 def test_a_deleted_users_events_leave_the_trend(settings):
