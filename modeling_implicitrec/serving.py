@@ -47,7 +47,7 @@ class Wish:
     @property
     def rules(self) -> tuple:
         """What requests of one batch have in common."""
-        return self.exclude_seen, self.category, self.diversity
+        return self.top_k, self.exclude_seen, self.category, self.diversity
 
 
 class Catalogue:
@@ -138,19 +138,18 @@ class ServingModel:
         groups: dict[tuple, list[int]] = {}
         for place, wish in enumerate(wishes):
             groups.setdefault(wish.rules, []).append(place)
-        for (exclude_seen, category, diversity), places in groups.items():
-            chosen = [wishes[place] for place in places]
+        for (top_k, exclude_seen, category, diversity), places in groups.items():
             found: Any = self.retriever.rank(
                 torch.from_numpy(np.stack([users[place].state for place in places])),
                 [self._past(users[place], wishes[place].query_time) for place in places],
-                top_k=max(wish.top_k for wish in chosen),
+                top_k=top_k,
                 exclude_seen=exclude_seen,
-                seen=[wish.seen for wish in chosen] if exclude_seen else None,
+                seen=[wishes[place].seen for place in places] if exclude_seen else None,
                 rules=self.catalogue.rules(self.vectors, category, diversity),
             )
             for place, tokens, scores in zip(places, found.item_tokens, found.scores):
                 shown = [(int(t), float(s)) for t, s in zip(tokens, scores) if t > 0]
-                answers[place] = [self._item(*pair) for pair in shown[: wishes[place].top_k]]
+                answers[place] = [self._item(*pair) for pair in shown]
         return answers
 
     def score(
