@@ -112,6 +112,47 @@ def test_of_a_long_history_the_latest_events_are_read(tmp_path):
         model.recommend(**ImplicitRecProcessor.fit(LOG)([[*"abcde"]]))
 
 
+def test_only_candidates_are_ranked(recommend):
+    every = recommend([EVENTS, ["c"]], top_k=6)
+
+    def among(place: int, items: str) -> list[str]:
+        return [item["item_id"] for item in every[place] if item["item_id"] in items]
+
+    def found(*histories, **asked) -> list[list[str]]:
+        return [[i["item_id"] for i in row] for row in recommend(list(histories), **asked)]
+
+    given = ["f", "c", "unknown", "d", "c"]
+    expected = [among(0, "fcd"), among(1, "fcd")]
+    assert found(EVENTS, ["c"], candidate_item_ids=given) == expected
+    assert found(EVENTS, ["c"], candidate_item_ids=given, batch_size=1) == expected
+    own = [["f", "a"], ["b", "c", "e"]]
+    assert found(EVENTS, ["c"], candidate_item_ids=own) == [among(0, "fa"), among(1, "bce")]
+    assert found(["c"], candidate_item_ids=["c", "d"], exclude_seen=True) == [["d"]]
+    assert recommend(["c"], candidate_item_ids=["unknown"]) == []
+    with pytest.raises(ValueError, match="must be a list of item ids, or one for each of 2, got"):
+        recommend([["a"], ["b"]], candidate_item_ids=[["a"]])
+
+
+def test_the_moment_of_asking_is_that_of_each_history():
+    processor = ImplicitRecProcessor.fit({"item_id": [*"abcdef"]})
+    model = tiny(vocab_size=7, use_query_time=True, num_trend_events=4, trend_context=1)
+    model.fit_trend(processor.encode_items([*"eeef"]), [1000, 1001, 1002, 50_000])
+    with torch.no_grad():
+        model.head.trend.level.fill_(4.0)
+    recommend = pipeline("recommendation", model=model, processor=processor, device="cpu")
+    events = {"item_id": ["a", "b"], "timestamp": [900, 950]}
+    histories, asked = [events, ["c"], events], [1100, 1100, 50_100]
+    ranked = recommend(histories, query_time=asked, top_k=1)
+    assert [row[0]["item_id"] for row in ranked[::2]] == ["e", "f"]
+    assert ranked[1] == recommend(["c"], top_k=1)  # it has no times
+    for history, moment, row in zip(histories, asked, ranked):
+        (alone,) = recommend(history, query_time=moment, top_k=1)
+        assert alone["item_id"] == row[0]["item_id"]
+        assert alone["score"] == pytest.approx(row[0]["score"], abs=1e-5)
+    with pytest.raises(ValueError, match="query_time must be seconds since 1970, or one for each"):
+        recommend(events, query_time=1_700_000_000_000)
+
+
 def test_it_saves_a_whole_checkpoint(recommend, tmp_path):
     recommend.save_pretrained(tmp_path)
     again = pipeline("recommendation", model=str(tmp_path), device="cpu")
