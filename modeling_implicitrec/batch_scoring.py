@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from .rows import RowTables
 from .scoring import ModelScorer
 from .weights_implicitrec import collapse
 
-MANIFEST = "_recommendations.json"  # readers of a folder of Parquet pass over such names
+RECORD = ".recommendations.json"  # readers of a folder of Parquet pass over hidden files
+EARLIER_RECORD = "_recommendations.json"  # which `load_dataset` takes for data
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def recommend_users(
     same call goes on after a kill. Process p of n makes every n-th shard.
 
     Args:
+        folder: a new or empty one, or one of the same call.
         rows: encoded sequences with `user_id` and `input_ids`, one per user.
         process: which of `num_processes` this is.
 
@@ -69,11 +72,14 @@ def recommend_users(
         The number of shards that this process wrote.
 
     Raises:
-        ValueError: where the folder holds the shards of another model, other users or options.
+        ValueError: where the folder holds the shards of another model, other users or options, or
+            anything that is not of such a call.
     """
     options = options or BatchOptions()
     processor.check_model(model.config)
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"lists are written to a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, _description(model, rows, options))
     starts = range(0, len(rows), options.shard_users)
@@ -112,8 +118,16 @@ def _description(
 
 def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Say what the folder is of, or check that it is of the same."""
-    path = folder / MANIFEST
+    path, earlier = folder / RECORD, folder / EARLIER_RECORD
+    held = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if not path.exists() and earlier.exists():
+        with suppress(FileNotFoundError):  # another process was faster
+            earlier.rename(path)
     if not path.exists():
+        if held:  # listed before: another process may have written its record since
+            raise ValueError(
+                f"{folder} holds {held[0]}, and no recommendations: name a new folder for them"
+            )
         partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(description, indent=2))
         os.replace(partial, path)

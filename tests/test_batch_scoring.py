@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from modeling_implicitrec import (
     BatchOptions,
@@ -137,5 +137,22 @@ def test_a_folder_of_something_else_is_refused(world, tmp_path):
 
 def test_the_folder_is_read_as_one_table(world, tmp_path):
     model, processor, rows = world
-    recommend_users(model, processor, rows, tmp_path, options=OPTIONS)
-    assert set(pd.read_parquet(tmp_path)["user_id"]) == set(rows["user_id"])
+    lists = tmp_path / "lists"
+    recommend_users(model, processor, rows, lists, options=OPTIONS)
+    # As it was named before, which `load_dataset` took for data; the run goes on with such a folder.
+    (lists / ".recommendations.json").rename(lists / "_recommendations.json")
+    (lists / "00001.parquet").unlink()
+    assert recommend_users(model, processor, rows, lists, options=OPTIONS) == 1
+    assert set(pd.read_parquet(lists)["user_id"]) == set(rows["user_id"])
+    read = load_dataset("parquet", data_dir=str(lists), cache_dir=str(tmp_path / "cache"))
+    assert read["train"]["user_id"][:] == rows["user_id"][:]
+
+
+def test_a_folder_with_anything_else_is_refused(world, tmp_path):
+    model, processor, rows = world
+    (tmp_path / "00000.parquet").write_text("prepared data, or somebody's lists")
+    with pytest.raises(ValueError, match="holds 00000.parquet, and no recommendations: name a new"):
+        recommend_users(model, processor, rows, tmp_path, options=OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.parquet"]
+    with pytest.raises(ValueError, match="written to a folder, got the file .*00000.parquet"):
+        recommend_users(model, processor, rows, tmp_path / "00000.parquet", options=OPTIONS)
