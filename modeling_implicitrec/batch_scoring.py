@@ -35,7 +35,7 @@ class BatchOptions:
 
     Args:
         top_k: length of each list.
-        exclude_seen: only items that are new to the user.
+        exclude_seen: only items that are new to the user; always so with `config.exclude_seen`.
         shard_users: users of one file; what a kill costs at most.
         batch_size: users whose scores exist at one time.
         query_time: when everybody is asked, in seconds, for a model that reads it (`use_query_time`).
@@ -159,7 +159,7 @@ def _shard(
         if options.query_time is not None:
             inputs["query_time"] = torch.full((len(places),), options.query_time)
         values = scorer.score_batch(inputs)
-        if options.exclude_seen:
+        if options.exclude_seen or scorer.model.config.exclude_seen:
             seen = torch.from_numpy(histories.latest("input_ids", places))
             values.scatter_(1, seen.long(), -torch.inf)
         best, worth = top_k(values, k)

@@ -177,7 +177,7 @@ def _history_side(page: Page) -> dict[str, Any]:
 
 def _ranking_side(page: Page) -> dict[str, Any]:
     """The ranking, and what is to be said about it."""
-    only_new = not page.show.serving.model.config.copy_prior
+    only_new = page.show.serving.model.config.exclude_seen
     widgets: dict[str, Any] = {"seen": gr.Checkbox(only_new, label="Only items new to this person")}
     widgets["ranking"] = gr.Dataframe(
         headers=["", "recommended", "score", "moved", "place by popularity"],

@@ -149,7 +149,7 @@ def write_model_card(
         config=model.config,
         num_parameters=f"{sum(p.numel() for p in model.parameters()):,}",
         histories=_example_histories(processor),
-        exclude_seen="all" not in results,
+        exclude_seen=model.config.exclude_seen or bool(results) and "all" not in results,
         not_measured=NOT_MEASURED,
         data=_data_rows(processor, data_report, about),
         notes=_table(("note", "value"), _named((data_report or {}).get("notes", {}))),

@@ -362,7 +362,7 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         input_ids: Tensor | None = None,
         *,
         top_k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool = False,
         candidate_ids: Tensor | None = None,
         **inputs: Any,
     ) -> ImplicitRecRecommendation:
@@ -370,7 +370,8 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
 
         Args:
             input_ids: `[batch, length]`, with the other inputs of `forward` by name; or `cache` alone.
-            exclude_seen: leave out the items of the history; keep them where people repeat.
+            exclude_seen: leave out the items of the history, as a model always does whose own
+                `config.exclude_seen` says that nobody takes an item twice.
             candidate_ids: `[batch, candidates]` the only items to rank.
 
         Raises:
@@ -387,9 +388,10 @@ class ImplicitRecForScoring(CatalogueMixin, ImplicitRecPreTrainedModel):
         scores = output.logits.float()
         history: Any = input_ids if output.cache is None else output.cache.events["input_ids"]
         scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 4, -torch.inf)
-        if exclude_seen and candidate_ids is None:
+        only_new = exclude_seen or self.config.exclude_seen
+        if only_new and candidate_ids is None:
             scores = scores.scatter(1, history, -torch.inf)
-        elif exclude_seen and candidate_ids is not None:
+        elif only_new and candidate_ids is not None:
             seen = (candidate_ids[:, :, None] == history[:, None, :]).any(2)
             scores = scores.masked_fill(seen, -torch.inf)
         best, places = scores.topk(min(top_k, scores.shape[1]), dim=1)

@@ -20,7 +20,8 @@ class RecommendationPipeline(Pipeline):
     Args:
         batch_size: histories scored at one time, 64 by default.
         top_k: items of each list, 10 by default.
-        exclude_seen: leave out the items of the history, the default; `False` where people repeat.
+        exclude_seen: leave out the items of the history; a checkpoint whose `config.exclude_seen` says
+            that nobody takes an item twice always does.
         query_time: of a call, when it is asked, in seconds since 1970: of all its histories, or a list of
             one for each. For a model that reads it (`use_query_time`) and histories with times.
         candidate_item_ids: of a call, the only items to rank: of all its histories, or a list of such
@@ -41,7 +42,7 @@ class RecommendationPipeline(Pipeline):
     >>> processor = ImplicitRecProcessor.fit({"item_id": ["tea", "tea", "milk"]})
     >>> model = ImplicitRecForScoring(ImplicitRecConfig(vocab_size=3))
     >>> recommend = pipeline("recommendation", model=model, processor=processor, device="cpu")
-    >>> for item in recommend(["tea"]):
+    >>> for item in recommend(["tea"], exclude_seen=True):
     ...     print(item["item_id"])
     milk
     """

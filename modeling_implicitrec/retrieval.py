@@ -154,7 +154,7 @@ class Retriever:
         input_ids: Tensor,
         *,
         top_k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool = False,
         seen: Sequence[Sequence[int]] | None = None,
         rules: RankingRules | None = None,
         **inputs: Tensor,
@@ -163,7 +163,7 @@ class Retriever:
 
         Args:
             input_ids: `[batch, length]`, with the other inputs of the model by name.
-            exclude_seen: leave out the items of the history.
+            exclude_seen: leave out the items of the history, as with `config.exclude_seen` always.
             seen: more tokens of each history to leave out, such as those before the model's window.
             rules: what the lists may hold, the same for all of the batch.
 
@@ -182,7 +182,7 @@ class Retriever:
         pasts: Sequence[Past],
         *,
         top_k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool = False,
         seen: Sequence[Sequence[int]] | None = None,
         rules: RankingRules | None = None,
     ) -> ImplicitRecRecommendation:

@@ -289,7 +289,7 @@ def _add_user_routes(
     async def recommend(
         user: User,
         k: Annotated[int, Query(ge=1, le=200, description="length of the list")] = 10,
-        exclude_seen: Annotated[bool, Query(description="only items new to the user")] = True,
+        exclude_seen: Annotated[bool, Query(description="only items new to the user")] = False,
         category: Annotated[Text | None, Query(description="only items of this category")] = None,
         diversity: Annotated[float, Query(ge=0, le=1, description="share of diversity")] = 0.0,
         query_time: Annotated[int | None, Query(ge=1, le=LATEST, description=ASKED)] = None,

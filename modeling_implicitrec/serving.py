@@ -27,9 +27,9 @@ class Wish:
 
     Args:
         history: events, oldest first, as the processor takes them; or the user that was made of them.
-        seen: tokens to leave out with `exclude_seen`, besides the history's.
+        seen: tokens to leave out where only new items are shown, besides the history's.
         top_k: length of the list.
-        exclude_seen: only items that are new to the user.
+        exclude_seen: only items that are new to the user; always so with `config.exclude_seen`.
         category: only items of this category of the catalogue.
         diversity: 0 to 1, the share of maximal marginal relevance.
         query_time: the moment of asking in seconds, for a model that reads it; see
@@ -39,7 +39,7 @@ class Wish:
     history: Sequence[Mapping[str, Any]] | LiveUser
     seen: Sequence[int] = ()
     top_k: int = 10
-    exclude_seen: bool = True
+    exclude_seen: bool = False
     category: str | None = None
     diversity: float = 0.0
     query_time: int | None = None
@@ -139,12 +139,13 @@ class ServingModel:
         for place, wish in enumerate(wishes):
             groups.setdefault(wish.rules, []).append(place)
         for (top_k, exclude_seen, category, diversity), places in groups.items():
+            only_new = exclude_seen or self.model.config.exclude_seen
             found: Any = self.retriever.rank(
                 torch.from_numpy(np.stack([users[place].state for place in places])),
                 [self._past(users[place], wishes[place].query_time) for place in places],
                 top_k=top_k,
-                exclude_seen=exclude_seen,
-                seen=[wishes[place].seen for place in places] if exclude_seen else None,
+                exclude_seen=only_new,
+                seen=[wishes[place].seen for place in places] if only_new else None,
                 rules=self.catalogue.rules(self.vectors, category, diversity),
             )
             for place, tokens, scores in zip(places, found.item_tokens, found.scores):

@@ -18,6 +18,7 @@ from modeling_implicitrec import (
     BatchOptions,
     ImplicitRecForScoring,
     ImplicitRecProcessor,
+    Retriever,
     batch_histories,
     check_numbers,
     fit_trend,
@@ -39,7 +40,9 @@ class RecommendArguments:
     user_id: str | None = field(default=None, metadata={"help": "by default the first one"})
     top_k: int = field(default=10, metadata={"help": "recommendations"})
     recent: int = field(default=8, metadata={"help": "events of the history to print"})
-    exclude_seen: bool = field(default=False, metadata={"help": "only items new to the user"})
+    exclude_seen: bool = field(
+        default=False, metadata={"help": "new items only; always if nobody takes one twice"}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for Parquet shards of all users' recommendations"}
     )
@@ -77,9 +80,11 @@ def main() -> None:
         print(f"      {names.get(item, item)}")
     asked = {} if moment is None else {"query_time": moment}
     batch = batch_histories(model.config, [row | asked])
-    top = model.recommend(**batch, top_k=args.top_k, exclude_seen=args.exclude_seen)
+    only_new = args.exclude_seen or model.config.exclude_seen
+    seen = [row["input_ids"]] if only_new else None  # also what the model no longer reads
+    top = Retriever(model).recommend(**batch, top_k=args.top_k, seen=seen)
     items = processor.decode_items(top.item_tokens[0])  # fewer than asked for, where there are
-    print(f"\n{len(items)} recommendations{' of new items' if args.exclude_seen else ''}")
+    print(f"\n{len(items)} recommendations{' of new items' if only_new else ''}")
     for place, (item, score) in enumerate(zip(items, top.scores[0]), start=1):
         print(f"  {place:2d}. {names.get(item, item)}  ({score:.2f})")
 

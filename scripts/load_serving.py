@@ -98,7 +98,7 @@ async def replay(port: int, sent: list, warm_up: int = WARM_UP) -> Replayed:
         async def one(event: dict, due: float) -> None:
             answer = await client.post("/events", json={"events": [event]})
             stored = time.perf_counter()
-            listed = await client.get(f"/recommendations/{event['user_id']}")
+            listed = await client.get(f"/recommendations/{event['user_id']}?exclude_seen=true")
             done = time.perf_counter()
             statuses.update([answer.status_code, listed.status_code])
             parts = (stored - due, done - stored, done - due)

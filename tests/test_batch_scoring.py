@@ -63,6 +63,20 @@ def test_every_user_gets_the_models_list_in_order(world, tmp_path):
         assert told["scores"] == pytest.approx(best.tolist(), abs=1e-5)
 
 
+def test_who_takes_nothing_twice_gets_only_new_items(world, tmp_path):
+    processor, rows = world[1:]
+    model = ImplicitRecForScoring(
+        ImplicitRecConfig(vocab_size=13, max_position_embeddings=4, exclude_seen=True)
+    )
+    recommend_users(model, processor, rows, tmp_path, options=BatchOptions(top_k=12))
+    found = read(tmp_path)
+    for row in rows:  # also of what the model, which reads four events, does not see
+        seen = processor.decode_items(row["input_ids"])
+        assert sorted(found[row["user_id"]]["item_ids"] + seen) == sorted(
+            f"i{n}" for n in range(12)
+        )
+
+
 def test_histories_that_hold_an_item_once_are_ranked_as_one_by_one(world, tmp_path):
     rows = world[2]
     items = {"item_id": [f"i{n}" for n in range(12)]}

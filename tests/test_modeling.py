@@ -204,10 +204,21 @@ def test_pointwise_labels_give_binary_cross_entropy():
 
 def test_recommend_leaves_out_seen_items_by_choice():
     model, batch = tiny(copy_prior=True), histories()
-    fresh = model.recommend(**batch, top_k=5).item_tokens
+    fresh = model.recommend(**batch, top_k=5, exclude_seen=True).item_tokens
     assert not (fresh[:, :, None] == batch["input_ids"][:, None, :]).any()
-    kept = model.recommend(**batch, top_k=30, exclude_seen=False).item_tokens
+    kept = model.recommend(**batch, top_k=30).item_tokens
     assert (kept.sort(1).values == torch.arange(1, 31)).all()
+
+
+@pytest.mark.parametrize("given", [{}, {"candidate_ids": torch.arange(1, 31).expand(3, -1)}])
+def test_a_model_of_people_who_take_nothing_twice_recommends_nothing_twice(given):
+    model, batch = tiny(exclude_seen=True), histories()
+    seen = batch["input_ids"]
+    for asked in ({}, {"exclude_seen": False}, {"exclude_seen": True}):
+        top = model.recommend(**batch, top_k=30, **given, **asked).item_tokens
+        new = [30 - len(set(row.tolist()) - {0}) for row in seen]
+        assert (top > 0).sum(1).tolist() == new
+        assert not ((top[:, :, None] == seen[:, None, :]) & (top > 0)[:, :, None]).any()
 
 
 def test_nothing_known_ranks_by_the_item_bias():
@@ -299,7 +310,8 @@ def test_the_checkerboard_is_learnt(mixer, loss):
         optimizer.zero_grad()
         loss_value.backward()
         optimizer.step()
-    top = model.recommend(torch.tensor([[1, 3, 5, 7], [2, 4, 6, 8]]), top_k=1).item_tokens
+    histories = torch.tensor([[1, 3, 5, 7], [2, 4, 6, 8]])
+    top = model.recommend(histories, top_k=1, exclude_seen=True).item_tokens
     assert top[:, 0].tolist() == [9, 10]
 
 

@@ -65,11 +65,11 @@ def test_batches_of_any_size_give_the_same(recommend):
 
 
 def test_seen_items_and_short_lists(recommend):
-    new = recommend(["a", "b"], top_k=50)
-    every = recommend(["a", "b"], top_k=50, exclude_seen=False)
+    new = recommend(["a", "b"], top_k=50, exclude_seen=True)
+    every = recommend(["a", "b"], top_k=50)
     assert sorted(item["item_id"] for item in new) == [*"cdef"]
     assert sorted(item["item_id"] for item in every) == [*"abcdef"]
-    assert recommend(["a", "b"], top_k=2) == new[:2]
+    assert recommend(["a", "b"], top_k=2, exclude_seen=True) == new[:2]
     assert recommend(["never seen"], top_k=6) == recommend([["never seen"]], top_k=6)[0]
 
 

@@ -96,12 +96,12 @@ def test_events_change_the_list_and_are_forgotten(client):
     popular = client.get("/recommendations/ann").json()["items"]
     sent = [event("ann", n, event_type="buy", count=2) for n in (7, 9)]
     assert client.post("/events", json={"events": sent}).json() == {"stored": 2}
-    answer = client.get("/recommendations/ann?k=30").json()
+    answer = client.get("/recommendations/ann?k=30&exclude_seen=true").json()
     shown = [item["item_id"] for item in answer["items"]]
     assert len(shown) == ITEMS - 4  # two seen, two out of stock
     assert not {"item 7", "item 9", "item 3", "item 4"} & set(shown)
     assert answer["items"][0]["name"].startswith("name ")
-    again = client.get("/recommendations/ann?exclude_seen=false&k=2").json()["items"]
+    again = client.get("/recommendations/ann?k=2").json()["items"]
     assert {item["item_id"] for item in again} == {"item 7", "item 9"}
     even = client.get("/recommendations/ann?category=even&k=30&diversity=0.5").json()["items"]
     assert even and all(int(item["item_id"].split()[1]) % 2 == 0 for item in even)
@@ -119,7 +119,7 @@ def test_any_text_may_be_a_users_name(client):
 
 def test_a_user_whose_id_is_an_integer_is_the_user_of_that_text(client):
     assert client.post("/events", json={"events": [event(17, 7)]}).json() == {"stored": 1}
-    seen = client.get("/recommendations/17?k=30").json()
+    seen = client.get("/recommendations/17?k=30&exclude_seen=true").json()
     assert seen["user_id"] == "17" and len(seen["items"]) == ITEMS - 3
     asked = {"item_ids": ["item 7", "item 8"]}
     scores = [client.post("/score", json=asked | {"user_id": u}).json() for u in (17, "17", "x")]
@@ -161,8 +161,8 @@ def test_an_answer_does_not_depend_on_who_is_asked_about_with_it(checkpoint):
     wishes = [
         Wish([{"item_id": "item 2", "timestamp": 10}, {"item_id": "item 5", "timestamp": 90_000}]),
         Wish([]),
-        Wish([{"item_id": "nothing known", "timestamp": 5}], top_k=3, exclude_seen=False),
-        Wish([{"item_id": "item 2", "timestamp": 10}], seen=[8], diversity=0.3),
+        Wish([{"item_id": "nothing known", "timestamp": 5}], top_k=3),
+        Wish([{"item_id": "item 2", "timestamp": 10}], seen=[8], exclude_seen=True, diversity=0.3),
     ]
     together, alone = served.recommend(wishes), [served.recommend([wish])[0] for wish in wishes]
     for one, other in zip(together, alone):
@@ -174,7 +174,8 @@ def test_an_answer_does_not_depend_on_who_is_asked_about_with_it(checkpoint):
 def test_integers_as_ids_are_met_as_numbers_and_as_text(tmp_path):
     served = ServingModel(write_checkpoint(tmp_path / "numbers", names=False))
     history = [{"item_id": item, "timestamp": 1} for item in ("101", 102, "x", "1e3", "9" * 30)]
-    shown = [item["item_id"] for item in served.recommend([Wish(history, top_k=ITEMS)])[0]]
+    (items,) = served.recommend([Wish(history, top_k=ITEMS, exclude_seen=True)])
+    shown = [item["item_id"] for item in items]
     assert sorted(shown) == [n for n in range(100, 100 + ITEMS) if n not in (101, 102)]
     scores = served.score(history, ["101", "0101"])
     assert scores[0] is not None and scores[1] is None
