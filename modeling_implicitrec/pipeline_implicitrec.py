@@ -152,7 +152,7 @@ def _of_each(name: str, value: Any, is_one: Callable[[Any], bool], histories: in
 
 def _is_moment(value: Any) -> bool:
     """Whether this is a time in seconds; of our days in milliseconds it would be later than any."""
-    return isinstance(value, Real) and 0 < value <= LATEST
+    return isinstance(value, Real) and 0 < float(value) <= LATEST
 
 
 def _is_items(value: Any) -> bool:
