@@ -81,7 +81,8 @@ class Replay:
 
     def check_list(self, server: LocalServer, user: str) -> None:
         """Ask for a list; note an item that must not be in it."""
-        answer = self.ask(server, "GET", f"/recommendations/{user}?k=10", None, 200)
+        path = f"/recommendations/{user}?k=10&exclude_seen=true"
+        answer = self.ask(server, "GET", path, None, 200)
         if answer is None:
             return
         shown = [str(item["item_id"]) for item in answer["items"]]

@@ -233,7 +233,7 @@ def test_times_are_given_for_all_events_or_for_none():
 def test_recommendations_from_a_state_leave_out_what_it_holds():
     model, events = tiny(), at(log(), slice(0, 6))
     state = model.update(**events)
-    asked = {"query_time": events["timestamps"][:, -1]}
+    asked = {"query_time": events["timestamps"][:, -1], "exclude_seen": True}
     top = model.recommend(cache=state, top_k=5, **asked)
     expected = model.recommend(**state.events, top_k=5, **asked)
     assert torch.equal(top.item_tokens, expected.item_tokens)
