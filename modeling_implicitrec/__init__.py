@@ -21,6 +21,7 @@ from .baselines import (
 from .batch_scoring import BatchOptions, recommend_users
 from .body_implicitrec import ImplicitRecModel
 from .bpr import BPR
+from .calibration import Calibration, CalibrationCallback, calibrate, check_calibration
 from .catalogue_implicitrec import nearest_items
 from .checkpoints import (
     ProcessorCallback,
@@ -141,6 +142,7 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=RecommendationPipeline,
 
 __version__ = "0.1.0"
 __all__ = [
+    "Calibration",
     "LogStatistics",
     "batch_histories",
     "choose_ease",
@@ -158,6 +160,7 @@ __all__ = [
     "ask",
     "ask_table",
     "average_precision",
+    "calibrate",
     "calibration_error",
     "log_loss",
     "question_moments",
@@ -175,6 +178,7 @@ __all__ = [
     "recall_at_k",
     "ALS",
     "BatchOptions",
+    "CalibrationCallback",
     "Catalogue",
     "BPR",
     "CleaningOptions",
@@ -238,6 +242,7 @@ __all__ = [
     "build_sequences",
     "catalogue_processor",
     "check_private",
+    "check_calibration",
     "check_numbers",
     "check_season",
     "choose_tuning",

@@ -81,10 +81,10 @@ def calibrate(
     They are what the head sums its parts up with: the level and power of each prior, what it forgets by
     time and place, the power of popularity, and how much the body's match counts. Training learns them on
     histories that the body comes to know by heart, so it trusts the body more, and popularity and the
-    priors less, than new histories bear out. As the weights of a stack, they want predictions for cases that
-    were not learnt from (Wolpert, 1992, Stacked generalization), and as a temperature (Guo et al., 2017, On
-    calibration of modern neural networks) they are fitted by likelihood. Tables and layers stay as they are;
-    the part of the body is taken into its last norm.
+    priors less, than new histories bear out. As the weights of a stack they want predictions for cases
+    that were not learnt from (Wolpert, 1992, Stacked generalization); they are fitted by likelihood, as a
+    temperature is (Guo et al., 2017, On calibration of modern neural networks). Tables and layers stay as
+    they are; the part of the body is taken into its last norm.
 
     People are halved, and the numbers that are fitted to one half are tried on the other: only where both
     together rank better than before are they fitted to all.
@@ -276,4 +276,4 @@ def _hits(stack: _Stack, batches: list[Batch]) -> Tensor:
 
 def _ndcg(hits: list[Tensor]) -> float:
     told = torch.cat(hits).numpy()
-    return float(compute_hit_metrics(EvalPrediction(told, None))[METRIC])
+    return compute_hit_metrics(EvalPrediction(told, told))[METRIC]

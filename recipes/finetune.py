@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from modeling_implicitrec import (
+    CalibrationCallback,
     DataCollatorForNextItem,
     EpochCallback,
     GroupedRows,
@@ -68,9 +69,7 @@ class FinetuneArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
     ease_regularization: float = field(default=300.0, metadata={"help": "lambda, in users"})
-    recent_days: float = field(
-        default=0.0, metadata={"help": "EASE and users' counts read these last days most; 0: none"}
-    )
+    recent_days: float = field(default=0.0, metadata={"help": "EASE reads these last days most"})
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
@@ -87,9 +86,7 @@ class FinetuneArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
-    season_days: float = field(
-        default=0.0, metadata={"help": "at the end raise what these last days had more of; 0: not"}
-    )
+    season_days: float = field(default=0.0, metadata={"help": "at the end raise what these had"})
     from_checkpoint: str = field(default="", metadata={"help": "to start from; its settings stay"})
     namespace: str | None = field(
         default=None, metadata={"help": "of this log's items in a checkpoint of pretrain.py"}
@@ -103,8 +100,9 @@ class FinetuneArguments:
     )
     refit: bool = field(default=False, metadata={"help": "learn from all before the test"})
     prior_steps: int = field(default=0, metadata={"help": "the prior learns in these only; 0: all"})
-    prior_dropout: float = field(
-        default=0.0, metadata={"help": "share of positions without the prior after prior_steps"}
+    prior_dropout: float = field(default=0.0, metadata={"help": "share that then does not see it"})
+    calibrate: bool = field(
+        default=False, metadata={"help": "at the end fit the head's numbers to the validation part"}
     )
     dp_epsilon: float = field(default=0.0, metadata={"help": "differential privacy, as 8; 0: none"})
     dp_delta: float = field(default=1e-5, metadata={"help": "well below 1 / users"})
@@ -113,9 +111,7 @@ class FinetuneArguments:
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
     license: str | None = field(default=None, metadata={"help": "of the weights, such as mit"})
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "evaluations without a better one; 0: never stop early"}
-    )
+    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: no end"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
     def __post_init__(self) -> None:
@@ -130,7 +126,7 @@ def skip_evaluation(given: dict) -> dict:
     """What the arguments are made of: where nothing is evaluated, nothing is chosen by it."""
     if given.get("refit") or given.get("dp_epsilon"):  # learnt from; or people's data without noise
         given |= {"eval_strategy": "no"}
-    needs = {"load_best_model_at_end": False, "early_stopping_patience": 0}
+    needs = {"load_best_model_at_end": False, "early_stopping_patience": 0, "calibrate": False}
     left = [name for name in needs if given.get(name)]
     if left and given.get("eval_strategy", "no") == "no":
         print(f"nothing is evaluated: the last weights are kept, without {' and '.join(left)}")
@@ -243,6 +239,8 @@ def build_trainer(args: FinetuneArguments, training, model, collator, train, val
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     if args.prior_steps or args.prior_dropout:
         callbacks.append(PriorCallback(args.prior_steps, args.prior_dropout))
+    if args.calibrate:
+        callbacks.append(CalibrationCallback(validation))
     optimizer = None
     if args.row_wise_optimizer:
         model.use_sparse_gradients()
@@ -304,6 +302,8 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         best |= {"differential privacy": trainer.plan.to_dict()}
     if args.license:
         best |= {"license": args.license}
+    if (calibration := trainer.pop_callback(CalibrationCallback)) is not None:
+        best |= {"calibration": calibration.done.to_dict()}
     return best | {
         "period": list(period) if period else None,
         "users": len(trainer.train_dataset),

@@ -99,7 +99,7 @@ FLOORS = (
     {"report_plots", "training_plots"},
     {"provenance", "sharing"},
     {"data_sharing", "evaluation", "hub", "report_page", "weight_learning"},
-    {"cold_items", "history_lengths", "ease_trial"},
+    {"calibration", "cold_items", "history_lengths", "ease_trial"},
     {"default_recipe"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
