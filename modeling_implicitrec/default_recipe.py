@@ -278,6 +278,7 @@ def _schedule(log: LogStatistics, ease: bool) -> list[Choice]:
             prior.append(Choice("prior_dropout", 0.5, density))
     return [
         *prior,
+        Choice("calibrate", True, "where held-out answers are ranked better with it"),
         Choice("num_train_epochs", epochs, f"{steps:,} steps an epoch"),
         Choice("per_device_train_batch_size", batch // parts, labels),
         Choice("gradient_accumulation_steps", parts, "short to long histories in a step"),
