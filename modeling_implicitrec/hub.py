@@ -305,7 +305,10 @@ def _named(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _value(value: Any) -> str:
-    """Whole numbers with thousands separators, all else as it prints."""
+    """Whole numbers with thousands separators, what a mapping names, all else as it prints."""
+    if isinstance(value, Mapping):
+        parts = {n: f"{v:.4f}" if isinstance(v, float) else _value(v) for n, v in value.items()}
+        return ", ".join(f"{_escape(name)} {part}" for name, part in parts.items())
     whole = isinstance(value, int) and not isinstance(value, bool)
     return f"{value:,}" if whole else _escape(value)
 

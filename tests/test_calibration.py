@@ -108,6 +108,10 @@ def test_a_recipe_ends_with_it_and_its_card_says_so(data: Path, tmp_path: Path) 
     made = json.loads((tmp_path / "training.json").read_text())
     told = made["calibration"]
     assert told["kept"] == (told["after"] > told["before"]) and told["answers"] > 10
+    shown = (
+        f"before {told['before']:.4f}, after {told['after']:.4f}, answers {told['answers']}, kept"
+    )
+    assert shown in (tmp_path / "README.md").read_text()
     plainly = tmp_path / "plain"
     run("finetune", *words(options | {"output_dir": plainly, "eval_strategy": "no"}))
     assert "calibration" not in json.loads((plainly / "training.json").read_text())
