@@ -302,7 +302,7 @@ def summary(args: FinetuneArguments, trainer: Trainer) -> dict:
         best |= {"differential privacy": trainer.plan.to_dict()}
     if args.license:
         best |= {"license": args.license}
-    if (calibration := trainer.pop_callback(CalibrationCallback)) is not None:
+    if (calibration := trainer.pop_callback(CalibrationCallback)) and calibration.done:
         best |= {"calibration": calibration.done.to_dict()}
     return best | {
         "period": list(period) if period else None,
