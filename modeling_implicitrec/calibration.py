@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,23 @@ SCORES = 4_000_000  # of a batch
 MOST_ROWS = 20_000  # so few numbers need no more answers
 LEARNING_RATE = 0.01
 
-Batch = dict[str, Tensor]
 Numbers = list[Tensor]
+
+
+class Answers(NamedTuple):
+    """Held-out rows of one batch.
+
+    Attributes:
+        states: `[rows, hidden_size]`, centred.
+        history: what the priors read.
+        seen: `[rows, length]` tokens of the histories.
+        targets: `[rows, targets]` tokens; those that no list can hold are not positive.
+    """
+
+    states: Tensor
+    history: dict[str, Tensor]
+    seen: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -192,12 +207,11 @@ class _Stack:
         with torch.no_grad():
             self.table = model.item_table()
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Answers) -> Tensor:
         """`[rows, vocab_size]`; those of the history lowest where people take an item once."""
-        history = {n: v for n, v in batch.items() if n not in ("states", "seen", "target_ids")}
-        states = batch["states"] * (1 + SCALAR_STEP * self.body)
-        scores = self.model.head(states, self.table, history)
-        return lowest_at(scores, batch["seen"]) if self.model.config.exclude_seen else scores
+        states = batch.states * (1 + SCALAR_STEP * self.body)
+        scores = self.model.head(states, self.table, batch.history)
+        return lowest_at(scores, batch.seen) if self.model.config.exclude_seen else scores
 
     def copy(self) -> Numbers:
         return [number.detach().clone() for number in self.numbers]
@@ -217,7 +231,7 @@ class _Stack:
 
 def _held_out(
     model: ImplicitRecForScoring, rows: Dataset, rng: np.random.Generator
-) -> tuple[list[Batch], list[Batch]]:
+) -> tuple[list[Answers], list[Answers]]:
     """The batches of two halves of the rows."""
     read = SequenceRows(rows)
     chosen = [i for i in rng.permutation(len(read)) if (read[int(i)]["target_ids"] > 0).any()]
@@ -237,18 +251,18 @@ def _held_out(
 @torch.no_grad()
 def _answers(
     model: ImplicitRecForScoring, collator: DataCollatorForNextItem, rows: Sequence[dict]
-) -> Batch:
-    """The centred states of rows, what the priors read, and the answers that can be ranked."""
+) -> Answers:
+    """Rows as the head reads them."""
     batch = {name: values.to(model.device) for name, values in collator(rows).items()}
     targets = batch.pop("target_ids")
     states, history = model.last_states(**batch)
     seen = batch["input_ids"]
     if model.config.exclude_seen:
         targets = targets.masked_fill((targets[:, :, None] == seen[:, None, :]).any(2), -1)
-    return history | {"states": states, "seen": seen, "target_ids": targets}
+    return Answers(states, history, seen, targets)
 
 
-def _fit(stack: _Stack, batches: list[Batch], steps: int, rate: float, seed: int) -> None:
+def _fit(stack: _Stack, batches: list[Answers], steps: int, rate: float, seed: int) -> None:
     """Raise the likelihood of the answers."""
     optimizer = torch.optim.Adam(stack.numbers, lr=rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -257,7 +271,7 @@ def _fit(stack: _Stack, batches: list[Batch], steps: int, rate: float, seed: int
     for _ in range(steps):
         places = places or order.permutation(len(batches)).tolist()
         batch = batches[places.pop()]
-        loss = targets_loss(stack(batch), batch["target_ids"])
+        loss = targets_loss(stack(batch), batch.targets)
         grads = torch.autograd.grad(loss, stack.numbers, allow_unused=True)
         for number, grad in zip(stack.numbers, grads):
             number.grad = grad
@@ -268,11 +282,10 @@ def _fit(stack: _Stack, batches: list[Batch], steps: int, rate: float, seed: int
 
 
 @torch.no_grad()
-def _hits(stack: _Stack, batches: list[Batch]) -> Tensor:
+def _hits(stack: _Stack, batches: list[Answers]) -> Tensor:
     """Of all rows what [`reduce_logits_to_hits`] gives."""
-    return torch.cat(
-        [reduce_logits_to_hits(stack(batch), batch["target_ids"]).cpu() for batch in batches]
-    )
+    hits = [reduce_logits_to_hits(stack(batch), batch.targets).cpu() for batch in batches]
+    return torch.cat(hits)
 
 
 def _ndcg(hits: list[Tensor]) -> float:

@@ -69,7 +69,7 @@ class FinetuneArguments:
     model: dict = field(default_factory=dict, metadata={"help": "ImplicitRecConfig by key"})
     cooccurrence_source: str = field(default="sequence", metadata={"help": "of pairs; or ease"})
     ease_regularization: float = field(default=300.0, metadata={"help": "lambda, in users"})
-    recent_days: float = field(default=0.0, metadata={"help": "EASE reads these last days most"})
+    recent_days: float = field(default=0.0, metadata={"help": "last days that count most; 0: no"})
     cooccurrence_folds: int = field(
         default=0, metadata={"help": "read counts of other users only; 0: take out the label's own"}
     )
@@ -86,7 +86,7 @@ class FinetuneArguments:
     target_window_days: float = field(
         default=0.0, metadata={"help": "learn all items of the days after a random cut; 0: labels"}
     )
-    season_days: float = field(default=0.0, metadata={"help": "at the end raise what these had"})
+    season_days: float = field(default=0.0, metadata={"help": "raise what these last had more of"})
     from_checkpoint: str = field(default="", metadata={"help": "to start from; its settings stay"})
     namespace: str | None = field(
         default=None, metadata={"help": "of this log's items in a checkpoint of pretrain.py"}
@@ -111,7 +111,7 @@ class FinetuneArguments:
         default=10.0, metadata={"help": "on the item counts of the bias; 0: they are not read"}
     )
     license: str | None = field(default=None, metadata={"help": "of the weights, such as mit"})
-    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations; 0: no end"})
+    early_stopping_patience: int = field(default=0, metadata={"help": "bad evaluations; 0: never"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint"})
 
     def __post_init__(self) -> None:

@@ -95,10 +95,8 @@ def build_trainer(run: Run) -> tuple[Trainer, Marks]:
     args, training = parse_arguments(recipe.FinetuneArguments, TrainingArguments, args=run.settings)
     training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     training.save_strategy, training.disable_tqdm = SaveStrategy.NO, True
-    args.early_stopping_patience, args.calibrate = (
-        0,
-        False,
-    )  # by the validation part, after the time
+    args.early_stopping_patience = 0
+    args.calibrate = False  # which would come after the time
     set_seed(training.seed)
     train, validation, processor = recipe.load(args)
     splits = read_splits(Path(args.data_dir) / "sequences")

@@ -17,6 +17,7 @@ from modeling_implicitrec import (
     ModelScorer,
     calibrate,
     evaluate,
+    last_checkpoint,
     load_sequences,
     parse_arguments,
 )
@@ -40,10 +41,11 @@ class CalibrationArguments:
 
 def best_checkpoint(run: Path) -> Path:
     """The checkpoint of a run that its validation part chose."""
-    states = sorted(run.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
-    if not states:
+    last = last_checkpoint(run)
+    if last is None:
         raise SystemExit(f"no checkpoints in {run}: run scripts/benchmark_recipe.py first")
-    return run / Path(json.loads(states[-1].read_text())["best_model_checkpoint"]).name
+    state = json.loads((last / "trainer_state.json").read_text())
+    return run / Path(state["best_model_checkpoint"]).name
 
 
 def measure(args: CalibrationArguments, log: str, seed: int) -> dict:
